@@ -1,0 +1,142 @@
+"""The command line of the users service: python manage.py COMMAND."""
+
+import getpass
+import logging
+import subprocess
+import sys
+import unittest
+import warnings
+from pathlib import Path
+
+import flask_migrate
+import flask_migrate.cli
+from flask import current_app
+from flask_script_ng import Command, Manager, Server, Shell
+from jwt.warnings import InsecureKeyLengthWarning
+from pydantic import ValidationError
+
+from project import UsersService, accounts, create_app, db
+from project.api import schemas
+from project.api.models import User
+from project.errors import ServiceError, UserExists
+
+ROOT = Path(__file__).resolve().parent
+TESTS = ROOT / "project" / "tests"
+TEST_COMMANDS = {"test", "cov"}
+
+
+def application() -> UsersService:
+    """Return the service that APP_SETTINGS names; tests are always the testing one."""
+    testing = sys.argv[1:2] and sys.argv[1] in TEST_COMMANDS
+    return create_app("project.config.TestingConfig" if testing else None)
+
+
+manager = Manager(application, description=__doc__)
+manager.add_command("runserver", Server(use_debugger=False, use_reloader=False, threaded=True))
+manager.add_command(
+    "shell", Shell(make_context=lambda: {"app": current_app, "db": db, "User": User})
+)
+
+
+class Test(Command):
+    """Run the tests; every warning is an error."""
+
+    name = "test"
+
+    def __call__(self, app: UsersService) -> int:
+        """Return the exit code: 0 when tests ran and all of them passed."""
+        warnings.simplefilter("error")
+        # Under test any key will do, the lesson's short one too.
+        warnings.simplefilter("ignore", InsecureKeyLengthWarning)
+        tests = unittest.defaultTestLoader.discover(str(TESTS), top_level_dir=str(ROOT))
+        result = unittest.TextTestRunner(buffer=True).run(tests)
+        return 0 if result.testsRun and result.wasSuccessful() else 1
+
+
+class Cov(Command):
+    """Run the tests with branch coverage: a table, and htmlcov/."""
+
+    name = "cov"
+
+    def __call__(self, app: UsersService) -> int:
+        """Return the exit code: 0 when all passed and enough of the code was reached."""
+        coverage = [sys.executable, "-m", "coverage"]
+        failed = subprocess.call([*coverage, "run", str(ROOT / "manage.py"), "test"], cwd=ROOT)
+        subprocess.check_call([*coverage, "combine", "--quiet"], cwd=ROOT)
+        subprocess.check_call([*coverage, "html", "--quiet", "--fail-under=0"], cwd=ROOT)
+        return subprocess.call([*coverage, "report"], cwd=ROOT) or failed
+
+
+class Db(Command):
+    """Migrate the database: Flask-Migrate's own commands (db upgrade, db migrate ...)."""
+
+    name = "db"
+    capture_all_args = True
+    help_args = ()
+
+    def run(self, arguments: list[str]) -> None:
+        """Hand the arguments on; ends with Flask-Migrate's exit code."""
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("alembic").setLevel(logging.INFO)
+        flask_migrate.cli.db.main(arguments, prog_name="manage.py db")
+
+
+for command in (Test, Cov, Db):
+    manager.add_command(command)
+
+
+def refuse_in_production(what: str) -> None:
+    """End the command unless the settings are for development or testing."""
+    if not current_app.debug:
+        sys.exit(f"{what} is for development and testing; these settings are neither.")
+
+
+@manager.command
+def recreate_db() -> None:
+    """Empty the database: every migration down, and up again."""
+    refuse_in_production("recreate_db")
+    flask_migrate.downgrade(revision="base")
+    flask_migrate.upgrade()
+
+
+@manager.command
+def seed_db() -> None:
+    """Add the two users of the lesson, where they are not there yet."""
+    refuse_in_production("seed_db")
+    for username, email in (
+        ("michael", "michael@realpython.com"),
+        ("michaelherman", "michael@mherman.org"),
+    ):
+        try:
+            accounts.register(username, email, "test")
+            db.session.commit()
+        except UserExists:
+            db.session.rollback()
+
+
+@manager.command
+def create_admin(username: str, email: str) -> None:
+    """Add an admin; ask for the password, or read a line of standard input."""
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    try:
+        new = schemas.NewUser(username=username, email=email, password=password)
+        accounts.add(new.username, new.email, new.password, admin=True)
+    except ValidationError as error:
+        sys.exit(describe(schemas.refuse(error)))
+    except ServiceError as error:
+        sys.exit(describe(error))
+    db.session.commit()
+    print(f"{new.email} is an admin.")
+
+
+def describe(error: ServiceError) -> str:
+    """Return a refusal as one line."""
+    reasons = "; ".join(f"{field} {reason}" for field, reason in (error.errors or {}).items())
+    return f"{error.message} {reasons}".strip()
+
+
+if __name__ == "__main__":
+    manager.run()

@@ -1,0 +1,65 @@
+"""The users service: who somebody is, and the token that says so."""
+
+import os
+from importlib import import_module
+
+from flask_openapi3 import Info, OpenAPI
+
+from project import database, logs, passwords
+from project.api import error_handlers, guards
+from project.api.auth import auth_blueprint
+from project.api.requests import Request
+from project.api.responses import OrjsonProvider, Response
+from project.api.users import users_blueprint
+from project.config import DEFAULT_SETTINGS, BaseConfig
+from project.errors import ConfigurationError
+from project.extensions import bcrypt, db, migrate
+
+__all__ = ["bcrypt", "create_app", "db", "migrate"]
+
+
+class UsersService(OpenAPI):
+    """Flask, with requests and answers that are JSON and nothing else."""
+
+    request_class = Request
+    response_class = Response
+    json_provider_class = OrjsonProvider
+
+
+def create_app(settings: str | None = None) -> UsersService:
+    """Return the service, configured by the class that `settings` names.
+
+    Without an argument the variable APP_SETTINGS names it. Raises ConfigurationError, in one
+    line, when a setting is missing or wrong.
+    """
+    config = _config_class(settings or os.environ.get("APP_SETTINGS") or DEFAULT_SETTINGS)
+    app = UsersService(
+        __name__,
+        info=Info(title="Users service", version="1.0.0"),
+        doc_ui=False,
+        validation_error_callback=error_handlers.refuse_invalid,
+    )
+    app.config.from_object(config.from_environment())
+    app.url_map.merge_slashes = False
+    logs.configure(readable=app.debug or app.testing)
+    passwords.init_app(app)
+    database.init_app(app)
+    error_handlers.init_app(app)
+    app.before_request(guards.speak_first)
+    app.register_api(users_blueprint)
+    app.register_api(auth_blueprint)
+    return app
+
+
+def _config_class(path: str) -> type[BaseConfig]:
+    """Return the settings class at a dotted path; raises ConfigurationError."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not (isinstance(found, type) and issubclass(found, BaseConfig)):
+        raise ConfigurationError(
+            f"Configuration error: APP_SETTINGS={path!r}: there is no such settings class"
+        )
+    return found

@@ -1,0 +1,83 @@
+"""The only place that turns an exception into an answer."""
+
+import traceback
+
+import flask
+import structlog
+from flask import Flask, request
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException
+
+from project import database, errors
+from project.api import schemas
+from project.api.responses import failure
+
+log = structlog.get_logger()
+
+DATABASE_RETRY_AFTER = 5  # seconds
+
+# What a view of /users itself refuses is a "fail"; what was refused before it, and everything
+# elsewhere, is an "error".
+_VIEW_FAILURES = (errors.InvalidPayload, errors.EmailExists, errors.UserNotFound)
+_REFUSED_TOKENS = (errors.TokenInvalid, errors.TokenExpired, errors.AccountInactive)
+_BY_STATUS: dict[int | None, type[errors.ServiceError]] = {
+    404: errors.NotFound,
+    405: errors.MethodNotAllowed,
+    413: errors.PayloadTooLarge,
+    500: errors.InternalError,
+}
+
+
+def init_app(app: Flask) -> None:
+    """Make every exception a JSON answer."""
+    app.register_error_handler(errors.ServiceError, answer)
+    app.register_error_handler(HTTPException, answer_http)
+    app.register_error_handler(SQLAlchemyError, answer_database)
+    app.register_error_handler(Exception, answer_unforeseen)
+
+
+def refuse_invalid(error: ValidationError) -> flask.Response:
+    """Answer a body or query that does not fit its schema."""
+    raise schemas.refuse(error)
+
+
+def answer(error: errors.ServiceError) -> flask.Response:
+    """Answer a refusal of the service's own."""
+    in_view = request.blueprint == "users" and isinstance(error, _VIEW_FAILURES)
+    response = failure(error, "fail" if in_view else "error")
+    if error.status == 401:
+        # RFC 6750, 3.1: a request without credentials is told no error code.
+        refused = isinstance(error, _REFUSED_TOKENS) and "Authorization" in request.headers
+        response.headers["WWW-Authenticate"] = (
+            'Bearer error="invalid_token"' if refused else "Bearer"
+        )
+    return response
+
+
+def answer_http(error: HTTPException) -> flask.Response:
+    """Answer a refusal of the framework's, with the headers it carries (Allow, for one)."""
+    response = answer(_BY_STATUS.get(error.code, errors.BadRequest)())
+    for name, value in error.get_headers():
+        if name != "Content-Type":
+            response.headers[name] = value
+    return response
+
+
+def answer_database(error: SQLAlchemyError) -> flask.Response:
+    """Answer a fault of the database, or of our statements."""
+    if not database.is_unavailable(error):
+        return answer_unforeseen(error)
+    state = getattr(getattr(error, "orig", None), "pgcode", None)
+    log.error("database_unavailable", error=type(error).__name__, sqlstate=state)
+    return answer(errors.DatabaseUnavailable(retry_after=DATABASE_RETRY_AFTER))
+
+
+def answer_unforeseen(error: Exception) -> flask.Response:
+    """Answer an exception that nobody foresaw, and log where it came from.
+
+    The log has the stack and never the exception's text: that may quote a row or a password.
+    """
+    stack = "".join(traceback.format_tb(error.__traceback__))
+    log.error("unhandled_exception", error=type(error).__name__, path=request.path, stack=stack)
+    return answer(errors.InternalError())

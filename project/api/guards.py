@@ -1,0 +1,87 @@
+"""Who is calling. A guard verifies and raises; it answers nothing.
+
+A view names its guard with `@required(...)`; `speak_first` calls it before the body is read.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import current_app, g, request
+from sqlalchemy import bindparam, select
+
+from project import database
+from project.api.models import User, decode_auth_token
+from project.errors import (
+    AccountInactive,
+    LogoutTokenMissing,
+    PermissionDenied,
+    TokenInvalid,
+    TokenMissing,
+)
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+# RFC 6750, 2.1: one scheme, in any case, one space, one token.
+_BEARER = re.compile(r"bearer ([A-Za-z0-9._~+/-]+=*)", re.ASCII | re.IGNORECASE)
+_CALLER = select(
+    User.id, User.username, User.email, User.active, User.admin, User.created_at
+).where(User.id == bindparam("user_id"))
+
+
+def required(guard: Callable[[], None]) -> Callable[[View], View]:
+    """Return a decorator that names the guard of a view."""
+
+    def name(view: View) -> View:
+        view.guard = guard  # type: ignore[attr-defined]  # a function takes any attribute
+        return view
+
+    return name
+
+
+def speak_first() -> None:
+    """Call the guard of the view that this request is for, when it has one."""
+    guard = getattr(current_app.view_functions.get(request.endpoint or ""), "guard", None)
+    if guard is not None:
+        guard()
+
+
+def authenticate() -> None:
+    """Put the user who is calling on `g.user`, in one query.
+
+    Raises TokenMissing with no Authorization header, TokenInvalid or TokenExpired for a token
+    that is refused, AccountInactive when its user is deactivated or gone.
+    """
+    header = request.headers.get("Authorization")
+    if header is None:
+        raise TokenMissing
+    bearer = _BEARER.fullmatch(header)
+    if bearer is None:
+        raise TokenInvalid
+    user = database.fetch_one(_CALLER, user_id=decode_auth_token(bearer[1]))
+    if user is None or not user.active:
+        raise AccountInactive
+    g.user = user
+
+
+def authenticate_to_log_out() -> None:
+    """As `authenticate`, with the 403 that logout has for a missing header."""
+    if "Authorization" not in request.headers:
+        raise LogoutTokenMissing
+    authenticate()
+
+
+def admin_unless_open() -> None:
+    """Let anybody in while the users API is open, and only active admins when it is not."""
+    if not current_app.config["USERS_API_OPEN"]:
+        authenticate()
+        if not g.user.admin:
+            raise PermissionDenied
+
+
+def admin_or_self_unless_open() -> None:
+    """As `admin_unless_open`, and the user whose id is in the path."""
+    if not current_app.config["USERS_API_OPEN"]:
+        authenticate()
+        if not g.user.admin and (request.view_args or {})["user_id"] != str(g.user.id):
+            raise PermissionDenied

@@ -1,0 +1,56 @@
+"""The only place that builds the JSON envelope."""
+
+from typing import Any
+
+import flask
+import orjson
+from flask.json.provider import JSONProvider
+
+from project.errors import ServiceError
+
+# Moments are RFC 3339 in UTC, to the second: 2026-11-22T09:00:00Z.
+_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
+
+
+class Response(flask.Response):
+    """JSON that nobody stores and no browser takes for something else."""
+
+    default_mimetype = "application/json"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make an answer as Flask does, with the headers that every answer has."""
+        super().__init__(*args, **kwargs)
+        self.headers["Cache-Control"] = "no-store"
+        self.headers["X-Content-Type-Options"] = "nosniff"
+
+
+class OrjsonProvider(JSONProvider):
+    """orjson behind Flask's own JSON functions: strict UTF-8, no NaN, bounded depth."""
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        """Return `obj` as JSON text."""
+        return orjson.dumps(obj, option=_OPTIONS).decode()
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        """Return what the JSON text says; raises ValueError when it is none."""
+        return orjson.loads(s)
+
+
+def success(status: int = 200, **members: Any) -> flask.Response:
+    """Return the answer to a request that did what it asked for."""
+    return _answer({"status": "success", **members}, status)
+
+
+def failure(error: ServiceError, word: str) -> flask.Response:
+    """Return the answer to a refused request; `word` is "error", or "fail" in a /users view."""
+    envelope: dict[str, Any] = {"status": word, "message": error.message, "code": error.code}
+    if error.errors is not None:
+        envelope["errors"] = error.errors
+    response = _answer(envelope, error.status)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+def _answer(envelope: dict[str, Any], status: int) -> flask.Response:
+    return Response(orjson.dumps(envelope, option=_OPTIONS), status)

@@ -1,0 +1,161 @@
+"""What requests look like: every rule for what is valid stands here."""
+
+import re
+import unicodedata
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from project import identifiers, passwords
+from project.errors import InvalidPayload, UserNotFound
+
+MAX_NAME_LENGTH = 128  # characters, of a username and of an email
+
+# https://html.spec.whatwg.org/multipage/input.html#valid-e-mail-address
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_EMAIL = re.compile(rf"[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _refuse(text: str) -> PydanticCustomError:
+    # pydantic would take the text for a template: ours have no braces.
+    return PydanticCustomError("refused", text)
+
+
+def _username(text: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise _refuse("must not contain control characters")
+    normalized = unicodedata.normalize("NFKC", text).strip()
+    if not 1 <= len(normalized) <= MAX_NAME_LENGTH:
+        raise _refuse(f"must have 1 to {MAX_NAME_LENGTH} characters")
+    return text.strip()
+
+
+def _email(text: str) -> str:
+    if len(text) > MAX_NAME_LENGTH:
+        raise _refuse(f"must have at most {MAX_NAME_LENGTH} characters")
+    if not _EMAIL.fullmatch(text):
+        raise _refuse("must be an email address")
+    return text.lower()
+
+
+def _password(text: str) -> str:
+    if not text:
+        raise _refuse("must not be empty")
+    return text
+
+
+def _new_password(text: str) -> str:
+    if len(passwords.normalize(text).encode()) > passwords.MAX_BYTES:
+        raise _refuse(f"must have at most {passwords.MAX_BYTES} bytes")
+    return text
+
+
+Username = Annotated[str, AfterValidator(_username)]
+Email = Annotated[str, AfterValidator(_email)]
+Password = Annotated[str, AfterValidator(_password)]
+NewPassword = Annotated[Password, AfterValidator(_new_password)]
+
+
+class Body(BaseModel):
+    """A JSON object; a number is no string, and keys that are not asked for are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
+
+
+class NewUser(Body):
+    """Somebody who registers, or is added."""
+
+    username: Username
+    email: Email
+    password: NewPassword
+
+
+class Credentials(Body):
+    """Somebody who logs in; a password too long to be anybody's is simply a wrong one."""
+
+    email: Email
+    password: Password
+
+
+def _user_id(text: str) -> int:
+    try:
+        return identifiers.parse(text)
+    except ValueError:
+        raise UserNotFound from None
+
+
+class UserPath(BaseModel):
+    """The id in /users/<id>; a word that is none is a user who does not exist."""
+
+    user_id: Annotated[int, BeforeValidator(_user_id)]
+
+
+class Cursor(NamedTuple):
+    """The place in the list of users after which a page begins: the last user of the one before."""
+
+    created_at: datetime
+    user_id: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the cursor that `str()` wrote; raises a validation error for all else."""
+        moment, _, user_id = text.partition("-")
+        try:
+            if not re.fullmatch(r"[0-9]{1,17}", moment, re.ASCII):
+                raise ValueError(moment)
+            created_at = _EPOCH + timedelta(microseconds=int(moment))
+            return cls(created_at, identifiers.parse(user_id))
+        except (ValueError, OverflowError):
+            raise _refuse("must be a cursor that a page gave") from None
+
+    def __str__(self) -> str:
+        """Return the moment in microseconds since 1970 and the id."""
+        return f"{(self.created_at - _EPOCH) // timedelta(microseconds=1)}-{self.user_id}"
+
+
+def _digits(value: Any) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value, re.ASCII):
+        raise _refuse("must be a whole number")
+    return int(value)
+
+
+class Page(BaseModel):
+    """Which users to list: at most `limit`, those that come after the cursor."""
+
+    limit: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=500)] = 50
+    after: Annotated[Cursor | None, BeforeValidator(Cursor.parse)] = None
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema, made once: flask-openapi3 asks for it at every request."""
+        return _page_schema(*args, **kwargs)
+
+
+@cache
+def _page_schema(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    return super(Page, Page).model_json_schema(*args, **kwargs)
+
+
+def refuse(error: ValidationError) -> InvalidPayload:
+    """Return the refusal that says per field what is wrong, and never with which value."""
+    return InvalidPayload(errors={_field(detail): _reason(detail) for detail in error.errors()})
+
+
+def _field(detail: Any) -> str:
+    return str(detail["loc"][0]) if detail["loc"] else "body"
+
+
+def _reason(detail: Any) -> str:
+    match detail["type"]:
+        case "missing":
+            return "is required"
+        case "string_type":
+            return "must be a string"
+        case "refused":
+            return str(detail["msg"])
+        case _:
+            return str(detail["msg"]).removeprefix("Input ")

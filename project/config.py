@@ -1,0 +1,223 @@
+"""The settings: the environment, cast and checked once, when the application is made."""
+
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from project.errors import ConfigurationError
+
+INSTANCE = Path(__file__).resolve().parent.parent / "instance"
+DEFAULT_SETTINGS = "project.config.DevelopmentConfig"
+
+MIN_SECRET_KEY_BYTES = 32
+# Keys that stand in tutorials, documentation and examples: everybody knows them.
+_WELL_KNOWN_KEYS = re.compile(
+    r"""(change|replace)[-_ ]?(me|this|it)|my[-_ ]?(precious|secret)|your[-_ ]?(secret|key|256)|
+        (super|top|very)[-_ ]?secret|secret[-_ ]?key|a-string-secret|django-insecure|
+        example|password|development|
+        192b9bdd22ab9ed4d12e236c78afcb9a393ec15f71bbf5dc987d54727823bcbf|
+        5f352379324c22463451387a0aec5d2f|
+        09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_MIN_DISTINCT_CHARACTERS = 8
+_NEVER_SHOWN = {"SECRET_KEY", "DATABASE_URL", "DATABASE_TEST_URL"}
+
+
+def _database_url(text: str) -> str:
+    """Return the URL with its driver spelled out: plain PostgreSQL means psycopg2."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError("is not a database URL") from None
+    if url.drivername in {"postgres", "postgresql"}:
+        url = url.set(drivername="postgresql+psycopg2")
+    if url.drivername not in {"postgresql+psycopg2", "sqlite"}:
+        raise ValueError("must start with postgresql:// or sqlite:///")
+    if url.drivername == "sqlite" and url.database in {None, "", ":memory:"}:
+        raise ValueError("must name a file: a database in memory is another one per connection")
+    return url.render_as_string(hide_password=False)
+
+
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+
+
+def _embedded(filename: str) -> str:
+    """Return the URL of an SQLite database in the instance folder, which is made."""
+    _make_instance_folder()
+    return f"sqlite:///{INSTANCE / filename}"
+
+
+def _make_instance_folder() -> None:
+    try:
+        INSTANCE.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Configuration error: the folder {INSTANCE} cannot be made ({error.strerror});"
+            " set DATABASE_URL and SECRET_KEY to do without it"
+        ) from None
+
+
+def _development_key() -> str:
+    """Return the random key in the instance folder; the first to ask makes it.
+
+    The link is what decides between processes that start together: it appears whole or not at all.
+    """
+    _make_instance_folder()
+    path = INSTANCE / "secret_key"
+    if not path.exists():
+        draft = path.with_name(f"secret_key.{secrets.token_hex(8)}")
+        draft.touch(mode=0o600, exist_ok=False)
+        draft.write_text(secrets.token_hex(32), encoding="ascii")
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    key = path.read_text(encoding="ascii").strip()
+    if not key:
+        raise ConfigurationError(f"Configuration error: {path} is empty; remove it")
+    return key
+
+
+class BaseConfig(BaseModel):
+    """What every environment has in common; a field is read from the variable of its name."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, validate_default=True)
+
+    DEBUG: ClassVar[bool] = False
+    TESTING: ClassVar[bool] = False
+    # Every byte of a password counts: see project/passwords.py.
+    BCRYPT_HANDLE_LONG_PASSWORDS: ClassVar[bool] = True
+    MAX_CONTENT_LENGTH: ClassVar[int] = 64 * 1024
+
+    SECRET_KEY: str = Field(description="signs the tokens; at least 32 bytes in production")
+    SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
+        validation_alias="DATABASE_URL",
+        description="where the data is; an SQLite file in instance/ when none is given",
+    )
+    TOKEN_EXPIRATION_DAYS: int = Field(30, ge=0, le=36_500, description="a token's life, days")
+    TOKEN_EXPIRATION_SECONDS: int = Field(
+        0, ge=0, le=86_400 * 366, description="and these seconds on top"
+    )
+    BCRYPT_LOG_ROUNDS: int = Field(13, ge=4, le=31, description="cost of a password's hash, log2")
+    BCRYPT_THREADS: int | None = Field(
+        None, ge=1, le=64, description="hashes at once per process; its share of the cores if unset"
+    )
+    USERS_API_OPEN: bool = Field(False, description="whether /users answers without a token")
+    GRANIAN_WORKERS: int = Field(2, ge=1, le=256, description="server processes")
+    GRANIAN_BLOCKING_THREADS: int = Field(16, ge=2, le=256, description="threads in each of them")
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
+    @property
+    def EMBEDDED_DATABASE(self) -> bool:  # noqa: N802  # a setting
+        """Whether nobody named a database, so that the service keeps its own."""
+        return "SQLALCHEMY_DATABASE_URI" not in self.model_fields_set
+
+    @model_validator(mode="after")
+    def _check_lifetime(self) -> Self:
+        if not self.TOKEN_EXPIRATION_DAYS + self.TOKEN_EXPIRATION_SECONDS:
+            raise ValueError(
+                "TOKEN_EXPIRATION_DAYS and TOKEN_EXPIRATION_SECONDS are both 0:"
+                " no token would ever be valid"
+            )
+        return self
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Return the settings that `environment` holds; a blank variable counts as not set.
+
+        Raises ConfigurationError, one line that names each variable that is missing or wrong
+        (and its value, unless that is a secret).
+        """
+        given = {name: value for name, value in environment.items() if value.strip()}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            complaints = "; ".join(_complaint(detail) for detail in error.errors())
+            raise ConfigurationError(f"Configuration error: {complaints}") from None
+
+
+def _complaint(detail: ErrorDetails) -> str:
+    """Say in one clause which variable is wrong, with which value, and why."""
+    reason = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return reason
+    name = str(detail["loc"][0])
+    if detail["type"] == "missing":
+        return f"{name} is missing"
+    if name in _NEVER_SHOWN:
+        return f"{name} {reason}"
+    return f"{name}={detail['input']!r}: {reason}"
+
+
+class DevelopmentConfig(BaseConfig):
+    """On a developer's machine: nothing has to be set."""
+
+    DEBUG: ClassVar[bool] = True
+
+    SECRET_KEY: str = Field(default_factory=_development_key)
+    SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
+        default_factory=lambda: _embedded("users.db"), validation_alias="DATABASE_URL"
+    )
+    BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
+    USERS_API_OPEN: bool = True
+
+
+class TestingConfig(BaseConfig):
+    """Under test: a database of its own, any key, tokens of three seconds."""
+
+    DEBUG: ClassVar[bool] = True
+    TESTING: ClassVar[bool] = True
+
+    SECRET_KEY: str = Field(default_factory=lambda: secrets.token_hex(32))
+    SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
+        default_factory=lambda: _embedded("users_test.db"), validation_alias="DATABASE_TEST_URL"
+    )
+    TOKEN_EXPIRATION_DAYS: int = Field(0, ge=0, le=36_500)
+    TOKEN_EXPIRATION_SECONDS: int = Field(3, ge=0, le=86_400 * 366)
+    BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
+    USERS_API_OPEN: bool = True
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """As everywhere; and never on the database that DATABASE_URL names: tests erase theirs."""
+        url = environment.get("DATABASE_TEST_URL", "").strip()
+        if url and url == environment.get("DATABASE_URL", "").strip():
+            raise ConfigurationError(
+                "Configuration error: DATABASE_TEST_URL and DATABASE_URL are the same database,"
+                " and tests erase the one they run on"
+            )
+        return super().from_environment(environment)
+
+
+def _strong_key(key: str) -> str:
+    """Return `key` if nobody could guess it; the complaint never shows it."""
+    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
+        raise ValueError(f"is shorter than {MIN_SECRET_KEY_BYTES} bytes")
+    if _WELL_KNOWN_KEYS.search(key) or len(set(key)) < _MIN_DISTINCT_CHARACTERS:
+        raise ValueError("is a well-known or trivial key; make a random one")
+    return key
+
+
+class ProductionConfig(BaseConfig):
+    """In front of real people: no secret and no database is ever assumed."""
+
+    SECRET_KEY: Annotated[str, AfterValidator(_strong_key)]

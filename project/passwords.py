@@ -1,0 +1,111 @@
+"""The one door to bcrypt: hash, verify, needs_rehash, and the gate in front of them.
+
+bcrypt reads 72 bytes and stops, some implementations at a NUL. Flask-Bcrypt's mode for long
+passwords, which is on, feeds it the SHA-256 of the password in hexadecimal instead: 64 characters
+that depend on every byte. A stored hash is therefore good for this service only.
+
+One hash costs a quarter of a second of a core. Two things keep that from everybody else: hashes
+run on threads of their own at a lower priority, and the gate lets in only so many requests.
+"""
+
+import contextlib
+import os
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar, cast
+
+from flask import Flask, current_app
+
+from project.errors import Busy
+from project.extensions import bcrypt
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_BYTES = 1_024
+NICENESS = 5
+RETRY_AFTER = 1  # seconds
+# The salt and the digest of a hash that no password has.
+_DUMMY = "abcdefghijklmnopqrstuu" + "." * 31
+
+
+class Gate:
+    """Hashing threads, and the places of the requests that use them or wait for them."""
+
+    def __init__(self, *, threads: int, places: int) -> None:
+        self._places = threading.BoundedSemaphore(places)
+        self._executor = ThreadPoolExecutor(threads, "bcrypt", initializer=_lower_priority)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold a place; raises Busy at once when there is none."""
+        if not self._places.acquire(blocking=False):
+            raise Busy(retry_after=RETRY_AFTER)
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `function` returns, called on a hashing thread in the order of asking."""
+        return self._executor.submit(function, *args, **kwargs).result()
+
+
+def _lower_priority() -> None:
+    """Let the calling thread stand back; only Linux knows the priority of a single thread."""
+    with contextlib.suppress(OSError, AttributeError):
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+
+
+def init_app(app: Flask) -> None:
+    """Bind bcrypt to `app` and give it a gate.
+
+    As many hashes run at once as the process has cores to itself, and half of the server's
+    threads are never in here.
+    """
+    bcrypt.init_app(app)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    app.extensions["password_gate"] = Gate(
+        threads=app.config["BCRYPT_THREADS"]
+        or max(1, (cores or 1) // app.config["GRANIAN_WORKERS"]),
+        places=app.config["GRANIAN_BLOCKING_THREADS"] // 2,
+    )
+
+
+def _gate() -> Gate:
+    return cast(Gate, current_app.extensions["password_gate"])
+
+
+def turn() -> contextlib.AbstractContextManager[None]:
+    """Take a place at the gate for the length of the block.
+
+    A request takes it before any SQL. Raises Busy at once when the line is full.
+    """
+    return _gate().turn()
+
+
+def hash(password: str) -> str:  # noqa: A001  # it is only ever read as passwords.hash
+    """Return the bcrypt hash of `password` at the configured cost."""
+    rounds = current_app.config["BCRYPT_LOG_ROUNDS"]
+    hashed = _gate().run(bcrypt.generate_password_hash, normalize(password), rounds)
+    return cast(bytes, hashed).decode("ascii")
+
+
+def verify(hashed: str | None, password: str) -> bool:
+    """Tell whether `password` has this hash; None, when there is no such user, takes as long."""
+    candidate = hashed or f"$2b${current_app.config['BCRYPT_LOG_ROUNDS']:02d}${_DUMMY}"
+    matches = _gate().run(bcrypt.check_password_hash, candidate, normalize(password))
+    return cast(bool, matches) and hashed is not None
+
+
+def needs_rehash(hashed: str) -> bool:
+    """Tell whether `hashed` was made at a lower cost than the configured one."""
+    return int(hashed.split("$")[2]) < current_app.config["BCRYPT_LOG_ROUNDS"]
+
+
+def normalize(password: str) -> str:
+    """Return the NFC of `password`, so that it is the same on every keyboard (NIST SP 800-63B)."""
+    return unicodedata.normalize("NFC", password)
