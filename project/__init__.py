@@ -6,9 +6,8 @@ from importlib import import_module
 from flask_openapi3 import Info, OpenAPI
 
 from project import database, logs, passwords
-from project.api import error_handlers, guards
+from project.api import error_handlers, guards, requests
 from project.api.auth import auth_blueprint
-from project.api.requests import Request
 from project.api.responses import OrjsonProvider, Response
 from project.api.users import users_blueprint
 from project.config import DEFAULT_SETTINGS, BaseConfig
@@ -21,7 +20,7 @@ __all__ = ["bcrypt", "create_app", "db", "migrate"]
 class UsersService(OpenAPI):
     """Flask, with requests and answers that are JSON and nothing else."""
 
-    request_class = Request
+    request_class = requests.Request
     response_class = Response
     json_provider_class = OrjsonProvider
 
@@ -42,6 +41,7 @@ def create_app(settings: str | None = None) -> UsersService:
     app.config.from_object(config.from_environment())
     app.url_map.merge_slashes = False
     logs.configure(readable=app.debug or app.testing)
+    requests.init_app(app)
     passwords.init_app(app)
     database.init_app(app)
     error_handlers.init_app(app)

@@ -98,12 +98,13 @@ def verify(hashed: str | None, password: str) -> bool:
     """Tell whether `password` has this hash; None, when there is no such user, takes as long."""
     candidate = hashed or f"$2b${current_app.config['BCRYPT_LOG_ROUNDS']:02d}${_DUMMY}"
     matches = _gate().run(bcrypt.check_password_hash, candidate, normalize(password))
-    return cast(bool, matches) and hashed is not None
+    return bool(matches) and hashed is not None
 
 
 def needs_rehash(hashed: str) -> bool:
     """Tell whether `hashed` was made at a lower cost than the configured one."""
-    return int(hashed.split("$")[2]) < current_app.config["BCRYPT_LOG_ROUNDS"]
+    rounds: int = current_app.config["BCRYPT_LOG_ROUNDS"]
+    return int(hashed.split("$")[2]) < rounds
 
 
 def normalize(password: str) -> str:
