@@ -2,6 +2,7 @@
 
 import getpass
 import logging
+import os
 import subprocess
 import sys
 import unittest
@@ -83,6 +84,25 @@ class Db(Command):
 
 for command in (Test, Cov, Db):
     manager.add_command(command)
+
+
+@manager.command
+def serve() -> None:
+    """Migrate the database, then serve with Granian, as in production.
+
+    Granian's own variables (GRANIAN_HOST, GRANIAN_PORT ...) say the rest.
+    """
+    flask_migrate.upgrade()
+    db.engine.dispose()
+    settings = {
+        "GRANIAN_PORT": "5000",
+        "GRANIAN_WORKERS": str(current_app.config["GRANIAN_WORKERS"]),
+        "GRANIAN_BLOCKING_THREADS": str(current_app.config["GRANIAN_BLOCKING_THREADS"]),
+        "GRANIAN_RESPAWN_FAILED_WORKERS": "true",
+        "GRANIAN_WORKERS_KILL_TIMEOUT": "20",  # seconds for requests in flight to finish
+    }
+    command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
+    os.execve(sys.executable, [*command, "project:create_app"], settings | os.environ)
 
 
 def refuse_in_production(what: str) -> None:

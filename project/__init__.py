@@ -3,6 +3,7 @@
 import os
 from importlib import import_module
 
+from flask import Flask, Request, sessions
 from flask_openapi3 import Info, OpenAPI
 
 from project import database, logs, passwords
@@ -17,12 +18,21 @@ from project.extensions import bcrypt, db, migrate
 __all__ = ["bcrypt", "create_app", "db", "migrate"]
 
 
+class NoSession(sessions.SessionInterface):
+    """Flask's session cookie, which this service has no use for."""
+
+    def open_session(self, app: Flask, request: Request) -> sessions.NullSession:
+        """Return a session that holds nothing and is never written."""
+        return self.make_null_session(app)
+
+
 class UsersService(OpenAPI):
     """Flask, with requests and answers that are JSON and nothing else."""
 
     request_class = requests.Request
     response_class = Response
     json_provider_class = OrjsonProvider
+    session_interface = NoSession()
 
 
 def create_app(settings: str | None = None) -> UsersService:

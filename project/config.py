@@ -40,7 +40,7 @@ _MIN_DISTINCT_CHARACTERS = 8
 _NEVER_SHOWN = {"SECRET_KEY", "DATABASE_URL", "DATABASE_TEST_URL"}
 
 
-def _database_url(text: str) -> str:
+def database_url(text: str) -> str:
     """Return the URL with its driver spelled out: plain PostgreSQL means psycopg2."""
     try:
         url = make_url(text)
@@ -55,7 +55,7 @@ def _database_url(text: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
-DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+DatabaseUrl = Annotated[str, AfterValidator(database_url)]
 
 
 def _embedded(filename: str) -> str:

@@ -4,7 +4,9 @@
 an engine of their own in AUTOCOMMIT: one round trip where a transaction would take three.
 """
 
+import os
 import select
+import socket
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
@@ -42,10 +44,11 @@ class PatientConnection(psycopg2.extensions.connection):
 
 
 def _wait(connection: psycopg2.extensions.connection) -> None:
-    """Wait until libpq has the answer, or close the connection when its time is over.
+    """Wait until libpq has the answer, or cut the connection when its time is over.
 
     libpq by itself waits for ever on a server that hangs but whose machine still acknowledges.
-    psycopg2 calls this in place of that wait, for the connect as for every statement:
+    psycopg2 calls this in place of that wait, for the connect as for every statement, and raises
+    OperationalError for a connection that was cut:
     https://www.psycopg.org/docs/advanced.html#support-for-coroutine-libraries
     """
     timeout = getattr(connection, "answer_timeout", None)
@@ -54,8 +57,16 @@ def _wait(connection: psycopg2.extensions.connection) -> None:
         reading = state == psycopg2.extensions.POLL_READ
         poller.register(connection.fileno(), select.POLLIN if reading else select.POLLOUT)
         if not poller.poll(None if timeout is None else timeout * 1000):
-            connection.close()
-            raise psycopg2.OperationalError("the database did not answer in time")
+            _cut(connection.fileno())
+
+
+def _cut(descriptor: int) -> None:
+    """Shut a socket down, so that libpq finds it closed; closing the connection would wait too."""
+    with socket.socket(fileno=os.dup(descriptor)) as line:
+        try:
+            line.shutdown(socket.SHUT_RDWR)
+        except OSError:  # not even connected yet
+            raise psycopg2.OperationalError("the database cannot be reached in time") from None
 
 
 def _postgresql_options(pool_size: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import re
 
-_CANONICAL = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
+_CANONICAL = re.compile(r"[1-9][0-9]{0,9}")
 MAX_ID = 2**31 - 1
 
 

@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.create_table(
         "users",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
-        sa.Column("username", sa.String(128), nullable=False),
+        sa.Column("username", sa.String(512), nullable=False),
         sa.Column("username_key", sa.String(512), nullable=False),
         sa.Column("email", sa.String(128), nullable=False),
         sa.Column("password", sa.String(255), nullable=False),

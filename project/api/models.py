@@ -45,7 +45,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 def username_key(username: str) -> str:
     """Return what two usernames share that differ in case alone (Unicode's NFKC casefold)."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", username).casefold())
+    folded = unicodedata.normalize("NFKC", username).strip().casefold()
+    return unicodedata.normalize("NFKC", folded)
 
 
 class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
@@ -54,7 +55,8 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
     __tablename__ = "users"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    username: Mapped[str] = mapped_column(String(128))
+    # As it was written: 128 characters after NFKC can be four times as many before it.
+    username: Mapped[str] = mapped_column(String(512))
     username_key: Mapped[str] = mapped_column(String(512))
     email: Mapped[str] = mapped_column(String(128))
     password: Mapped[str] = mapped_column(String(255))

@@ -50,9 +50,7 @@ class BodyReader:
     def read(self, request: Request) -> bytes:
         """Return the body; raises Busy, or RequestEntityTooLarge over MAX_CONTENT_LENGTH."""
         limit: int = current_app.config["MAX_CONTENT_LENGTH"]
-        if (request.content_length or 0) > limit:
-            raise RequestEntityTooLarge
-        # One byte more shows that a body of undeclared length goes on.
+        # One byte more shows that the body goes on; a longer declared length is refused unread.
         stream = get_input_stream(request.environ, max_content_length=limit + 1)
         if not self._places.acquire(timeout=PATIENCE):
             raise Busy(retry_after=RETRY_AFTER)

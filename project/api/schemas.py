@@ -16,7 +16,7 @@ MAX_NAME_LENGTH = 128  # characters, of a username and of an email
 
 # https://html.spec.whatwg.org/multipage/input.html#valid-e-mail-address
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
-_EMAIL = re.compile(rf"[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*", re.ASCII)
+_EMAIL = re.compile(rf"[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -105,7 +105,7 @@ class Cursor(NamedTuple):
         """Return the cursor that `str()` wrote; raises a validation error for all else."""
         moment, _, user_id = text.partition("-")
         try:
-            if not re.fullmatch(r"[0-9]{1,17}", moment, re.ASCII):
+            if not re.fullmatch(r"[0-9]{1,17}", moment):
                 raise ValueError(moment)
             created_at = _EPOCH + timedelta(microseconds=int(moment))
             return cls(created_at, identifiers.parse(user_id))
@@ -118,7 +118,7 @@ class Cursor(NamedTuple):
 
 
 def _digits(value: Any) -> int:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value, re.ASCII):
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value):
         raise _refuse("must be a whole number")
     return int(value)
 

@@ -1,5 +1,6 @@
 """What the tests have in common: an application on a real database, and a client."""
 
+import contextvars
 import unittest
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -14,6 +15,19 @@ from project import UsersService, clock, create_app, db
 from project.api.models import User
 
 TESTING = "project.config.TestingConfig"
+
+
+class Client(FlaskClient):
+    """A client each of whose requests has a context, and so a database session, of its own.
+
+    That is how a server runs them; Flask's own client shares the context that a test has pushed.
+    """
+
+    def open(self, *args: Any, **kwargs: Any) -> TestResponse:
+        """Return the answer to a request."""
+        if self.preserve_context:
+            return super().open(*args, **kwargs)
+        return contextvars.Context().run(super().open, *args, **kwargs)
 
 
 class BaseTestCase(unittest.TestCase):
@@ -35,12 +49,14 @@ class BaseTestCase(unittest.TestCase):
         self._migrate_once()
         db.session.execute(delete(User))
         db.session.commit()
+        self.app.test_client_class = Client
         self.client = self.app.test_client()
 
     def _migrate_once(self) -> None:
         """Make the schema through the migrations, once a run and database."""
         url = self.app.config["SQLALCHEMY_DATABASE_URI"]
         if url not in self._migrated:
+            flask_migrate.downgrade(revision="base")
             flask_migrate.upgrade()
             self._migrated.add(url)
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from project import db
+from sqlalchemy import select
+
+from project import database, db
 from project.api.models import User
 
 
@@ -12,3 +14,9 @@ def add_user(username: str, email: str, password: str, **columns: Any) -> User:
     db.session.add(user)
     db.session.commit()
     return user
+
+
+def stored_users() -> list[dict[str, Any]]:
+    """Return every column of every user that was committed, in the order of the ids."""
+    table = User.__table__
+    return [row._asdict() for row in database.fetch_all(select(table).order_by(table.c.id))]

@@ -1,0 +1,179 @@
+"""Databases and server processes that live as long as one test."""
+
+import contextlib
+import http.client
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg2
+from sqlalchemy import make_url
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_TIMEOUT = 30  # seconds
+
+
+@contextlib.contextmanager
+def database() -> Iterator[str]:
+    """Give the URL of an empty database of the kind that the tests run on, and drop it after."""
+    server = os.environ.get("DATABASE_TEST_URL", "").strip()
+    if not server.startswith("postgres"):
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"sqlite:///{folder}/scratch.db"
+        return
+    name = f"scratch_{secrets.token_hex(6)}"
+    execute(server, f"CREATE DATABASE {name}")
+    try:
+        url = make_url(server).set(database=name)
+        yield url.render_as_string(hide_password=False)
+    finally:
+        execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def execute(url: str, statement: str) -> None:
+    """Run a statement on a PostgreSQL server, outside any transaction."""
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = psycopg2.connect(plain)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def manage(
+    *arguments: str, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run manage.py with only these settings; a blank one counts as not set."""
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env=settings(**environment),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def settings(**environment: str) -> dict[str, str]:
+    """Return this process's environment with these settings and no others of the service's."""
+    names = {
+        "APP_SETTINGS",
+        "DATABASE_URL",
+        "DATABASE_TEST_URL",
+        "SECRET_KEY",
+        "TOKEN_EXPIRATION_DAYS",
+        "TOKEN_EXPIRATION_SECONDS",
+        "BCRYPT_LOG_ROUNDS",
+        "BCRYPT_THREADS",
+        "USERS_API_OPEN",
+    }
+    return {key: value for key, value in os.environ.items() if key not in names} | environment
+
+
+class Service:
+    """`manage.py serve` in production's settings, on a free port of 127.0.0.1.
+
+    A context manager; what it prints is in `log` once it has ended.
+    """
+
+    def __init__(self, database_url: str, **environment: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.log = ""
+        self._output = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  # `stop` closes it
+        self._environment = settings(
+            APP_SETTINGS="project.config.ProductionConfig",
+            SECRET_KEY=secrets.token_hex(32),
+            DATABASE_URL=database_url,
+            GRANIAN_HOST="127.0.0.1",
+            GRANIAN_PORT=str(self.port),
+            **{"BCRYPT_LOG_ROUNDS": "4"} | environment,
+        )
+
+    def __enter__(self) -> "Service":
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", "serve"],
+            cwd=ROOT,
+            env=self._environment,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+        self._wait_for_workers(2)
+        return self
+
+    def _wait_for_workers(self, started: int) -> None:
+        """Wait until so many workers have started: one that is starting hears no SIGTERM."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while Path(self._output.name).read_text().count("Started worker") < started:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"the service did not start:\n{self.log}")
+            time.sleep(0.02)
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the server and read its log; the second time there is nothing to do."""
+        if self._output.closed:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.log = Path(self._output.name).read_text()
+        self._output.close()
+
+    def request(
+        self, method: str, path: str, json: object = None, token: str | None = None
+    ) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
+        """Return status, JSON and headers of an answer on a connection of its own."""
+        headers = {"Content-Type": "application/json"} if json is not None else {}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            body = orjson.dumps(json) if json is not None else None
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, orjson.loads(answer.read()), answer.headers
+        finally:
+            connection.close()
+
+    def register(self, name: str) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
+        """Return the answer to a registration under this name."""
+        user = {"username": name, "email": f"{name}@test.com", "password": "test"}
+        return self.request("POST", "/auth/register", user)
+
+    def login(self, name: str) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
+        """Return the answer to a login under this name."""
+        credentials = {"email": f"{name}@test.com", "password": "test"}
+        return self.request("POST", "/auth/login", credentials)
+
+    def connect(self) -> socket.socket:
+        """Return a raw connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def kill_a_worker(self) -> None:
+        """Send SIGKILL to a worker process, and wait until the server has started another."""
+        started = Path(self._output.name).read_text().count("Started worker")
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        self._wait_for_workers(started + 1)

@@ -1,0 +1,308 @@
+"""The settings: what each environment is, and what it refuses to start with."""
+
+import os
+import secrets
+import stat
+import tempfile
+import threading
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from project import create_app
+from project.config import BaseConfig, DevelopmentConfig, ProductionConfig, TestingConfig
+from project.errors import ConfigurationError
+from project.tests import scratch
+
+STRONG_KEY = secrets.token_hex(32)
+POSTGRESQL = "postgresql://somebody:sesame@db.example/users"
+PRODUCTION = {"SECRET_KEY": STRONG_KEY, "DATABASE_URL": POSTGRESQL}
+
+
+class ConfigTestCase(unittest.TestCase):
+    """A test with an instance folder of its own."""
+
+    def setUp(self) -> None:
+        """Let the instance folder be one that does not exist yet."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.instance = Path(folder.name) / "instance"
+        patcher = mock.patch("project.config.INSTANCE", self.instance)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def assert_refused(
+        self, config: type[BaseConfig], environment: dict[str, str], *words: str
+    ) -> str:
+        """Check that the settings are refused in one line that has these words; return it."""
+        with self.assertRaises(ConfigurationError) as caught:
+            config.from_environment(environment)
+        line = str(caught.exception)
+        self.assertEqual(1, len(line.splitlines()))
+        for word in words:
+            self.assertIn(word, line)
+        return line
+
+
+class TestDevelopmentConfig(ConfigTestCase):
+    """On a developer's machine."""
+
+    def test_app_is_development(self) -> None:
+        """Debugging, four rounds, thirty days; the database that is named, or an embedded one."""
+        config = DevelopmentConfig.from_environment({"DATABASE_URL": POSTGRESQL})
+
+        self.assertTrue(config.DEBUG)
+        self.assertFalse(config.TESTING)
+        self.assertEqual(4, config.BCRYPT_LOG_ROUNDS)
+        self.assertEqual(30, config.TOKEN_EXPIRATION_DAYS)
+        self.assertEqual(0, config.TOKEN_EXPIRATION_SECONDS)
+        self.assertTrue(config.USERS_API_OPEN)
+        self.assertEqual(
+            "postgresql+psycopg2://somebody:sesame@db.example/users",
+            config.SQLALCHEMY_DATABASE_URI,
+        )
+
+    def test_development_is_the_default(self) -> None:
+        """Without APP_SETTINGS the application is in development."""
+        with scratch.database() as url:
+            environment = scratch.settings(DATABASE_URL=url, SECRET_KEY="any")
+            with mock.patch.dict(os.environ, environment, clear=True):
+                app = create_app()
+
+            self.assertTrue(app.debug)
+            self.assertFalse(app.testing)
+
+    def test_database_is_embedded_unless_named(self) -> None:
+        """With nothing set there is an SQLite file in the instance folder."""
+        config = DevelopmentConfig.from_environment({"DATABASE_URL": " "})
+
+        self.assertEqual(f"sqlite:///{self.instance}/users.db", config.SQLALCHEMY_DATABASE_URI)
+        self.assertTrue(config.EMBEDDED_DATABASE)
+        self.assertFalse(
+            DevelopmentConfig.from_environment({"DATABASE_URL": POSTGRESQL}).EMBEDDED_DATABASE
+        )
+
+    def test_embedded_database_is_migrated_at_the_first_start(self) -> None:
+        """The application answers from a database that nobody prepared."""
+        with mock.patch.dict(os.environ, scratch.settings(), clear=True):
+            app = create_app("project.config.DevelopmentConfig")
+        user = {"username": "first", "email": "first@test.com", "password": "test"}
+
+        response = app.test_client().post("/auth/register", json=user)
+
+        self.assertEqual(201, response.status_code)
+        with app.app_context():
+            for engine in app.extensions["sqlalchemy"].engines.values():
+                engine.dispose()
+
+    def test_key_is_made_once_for_its_owner_alone(self) -> None:
+        """The key is random, stays the same, and only its owner can read it."""
+        keys = {DevelopmentConfig.from_environment({}).SECRET_KEY for _ in range(2)}
+
+        mode = stat.S_IMODE((self.instance / "secret_key").stat().st_mode)
+        self.assertEqual(1, len(keys))
+        self.assertLessEqual(32, len(keys.pop()))
+        self.assertEqual(0o600, mode)
+        self.assertEqual(
+            ["secret_key"], [path.name for path in self.instance.iterdir()], "drafts are gone"
+        )
+
+    def test_processes_that_start_together_agree_on_the_key(self) -> None:
+        """Of many that make the key at once, one wins and all use it."""
+        barrier = threading.Barrier(8)
+        keys = []
+
+        def start() -> None:
+            barrier.wait()
+            keys.append(DevelopmentConfig.from_environment({}).SECRET_KEY)
+
+        threads = [threading.Thread(target=start) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        self.assertEqual(8, len(keys))
+        self.assertEqual(1, len(set(keys)))
+
+    def test_empty_key_file_is_refused(self) -> None:
+        """A key file that lost its content signs nothing."""
+        self.instance.mkdir()
+        (self.instance / "secret_key").touch()
+
+        self.assert_refused(DevelopmentConfig, {}, "secret_key", "empty")
+
+    def test_instance_folder_that_cannot_be_made(self) -> None:
+        """The refusal says which folder, and what to set instead."""
+        self.instance.parent.joinpath("file").touch()
+        with mock.patch("project.config.INSTANCE", self.instance.parent / "file" / "instance"):
+            self.assert_refused(DevelopmentConfig, {}, "file/instance", "DATABASE_URL")
+
+
+class TestTestingConfig(ConfigTestCase):
+    """Under test."""
+
+    def test_app_is_testing(self) -> None:
+        """Testing, four rounds, three seconds; the database that DATABASE_TEST_URL names."""
+        config = TestingConfig.from_environment(
+            {"DATABASE_TEST_URL": POSTGRESQL, "DATABASE_URL": "sqlite:////elsewhere"}
+        )
+
+        self.assertTrue(config.DEBUG)
+        self.assertTrue(config.TESTING)
+        self.assertEqual(4, config.BCRYPT_LOG_ROUNDS)
+        self.assertEqual(0, config.TOKEN_EXPIRATION_DAYS)
+        self.assertEqual(3, config.TOKEN_EXPIRATION_SECONDS)
+        self.assertTrue(config.USERS_API_OPEN)
+        self.assertEqual(
+            "postgresql+psycopg2://somebody:sesame@db.example/users",
+            config.SQLALCHEMY_DATABASE_URI,
+        )
+
+    def test_any_key_will_do(self) -> None:
+        """The lesson's own key is taken, and with none there is a random one."""
+        given = TestingConfig.from_environment({"SECRET_KEY": "changeme"}).SECRET_KEY
+        made = {TestingConfig.from_environment({}).SECRET_KEY for _ in range(2)}
+
+        self.assertEqual("changeme", given)
+        self.assertEqual(2, len(made))
+
+    def test_never_on_the_database_of_the_service(self) -> None:
+        """Tests erase their database, so it is not the one that DATABASE_URL names."""
+        self.assert_refused(
+            TestingConfig,
+            {"DATABASE_TEST_URL": POSTGRESQL, "DATABASE_URL": POSTGRESQL},
+            "DATABASE_TEST_URL",
+            "DATABASE_URL",
+        )
+
+
+class TestProductionConfig(ConfigTestCase):
+    """In front of real people."""
+
+    def test_app_is_production(self) -> None:
+        """No debugging, thirteen rounds, thirty days, and /users is not open."""
+        config = ProductionConfig.from_environment(PRODUCTION)
+
+        self.assertFalse(config.DEBUG)
+        self.assertFalse(config.TESTING)
+        self.assertEqual(13, config.BCRYPT_LOG_ROUNDS)
+        self.assertEqual(30, config.TOKEN_EXPIRATION_DAYS)
+        self.assertEqual(0, config.TOKEN_EXPIRATION_SECONDS)
+        self.assertFalse(config.USERS_API_OPEN)
+        self.assertEqual(STRONG_KEY, config.SECRET_KEY)
+
+    def test_weak_keys_are_refused(self) -> None:
+        """A key that is missing, short, well known or trivial is refused, and never shown."""
+        weak = {
+            "missing": "",
+            "blank": "   ",
+            "the lesson's": "changeme",
+            "31 bytes": secrets.token_hex(16)[:31],
+            "a tutorial's": "my_precious_my_precious_my_precious",
+            "documentation's": "192b9bdd22ab9ed4d12e236c78afcb9a393ec15f71bbf5dc987d54727823bcbf",
+            "an example's": "a-string-secret-at-least-256-bits-long",
+            "one character": "x" * 64,
+        }
+        for name, key in weak.items():
+            with self.subTest(name):
+                line = self.assert_refused(
+                    ProductionConfig, PRODUCTION | {"SECRET_KEY": key}, "SECRET_KEY"
+                )
+
+                self.assertTrue(not key.strip() or key not in line)
+
+    def test_database_has_to_be_named(self) -> None:
+        """There is no embedded database in production."""
+        self.assert_refused(ProductionConfig, {"SECRET_KEY": STRONG_KEY}, "DATABASE_URL is missing")
+
+    def test_everything_that_is_wrong_is_said_at_once(self) -> None:
+        """One line names every variable that has to be set."""
+        self.assert_refused(ProductionConfig, {}, "SECRET_KEY", "DATABASE_URL")
+
+
+class TestEnvironment(ConfigTestCase):
+    """Casting and checking, the same for all."""
+
+    def test_wrong_values_are_named(self) -> None:
+        """A wrong value is refused with its variable and itself."""
+        wrong = {
+            "TOKEN_EXPIRATION_DAYS": "a month",
+            "TOKEN_EXPIRATION_SECONDS": "-1",
+            "BCRYPT_LOG_ROUNDS": "3",
+            "BCRYPT_THREADS": "0",
+            "USERS_API_OPEN": "perhaps",
+            "GRANIAN_WORKERS": "2.5",
+            "GRANIAN_BLOCKING_THREADS": "",
+        }
+        for name, value in wrong.items():
+            if value:
+                with self.subTest(name):
+                    self.assert_refused(ProductionConfig, PRODUCTION | {name: value}, name, value)
+
+    def test_values_are_cast(self) -> None:
+        """Numbers and truth values arrive as what they are."""
+        config = ProductionConfig.from_environment(
+            PRODUCTION
+            | {
+                "TOKEN_EXPIRATION_DAYS": "1",
+                "TOKEN_EXPIRATION_SECONDS": "30",
+                "BCRYPT_LOG_ROUNDS": "12",
+                "USERS_API_OPEN": "true",
+            }
+        )
+
+        self.assertEqual(
+            (1, 30, 12, True),
+            (
+                config.TOKEN_EXPIRATION_DAYS,
+                config.TOKEN_EXPIRATION_SECONDS,
+                config.BCRYPT_LOG_ROUNDS,
+                config.USERS_API_OPEN,
+            ),
+        )
+
+    def test_tokens_have_to_live(self) -> None:
+        """A lifetime of nothing is refused: nobody could log in."""
+        self.assert_refused(
+            ProductionConfig,
+            PRODUCTION | {"TOKEN_EXPIRATION_DAYS": "0"},
+            "TOKEN_EXPIRATION_DAYS",
+            "TOKEN_EXPIRATION_SECONDS",
+        )
+
+    def test_database_urls(self) -> None:
+        """Every spelling of PostgreSQL means psycopg2; other databases are refused unshown."""
+        plain = POSTGRESQL.removeprefix("postgresql")
+        for scheme in ("postgres", "postgresql", "postgresql+psycopg2"):
+            with self.subTest(scheme):
+                config = ProductionConfig.from_environment(
+                    PRODUCTION | {"DATABASE_URL": scheme + plain}
+                )
+
+                self.assertEqual("postgresql+psycopg2" + plain, config.SQLALCHEMY_DATABASE_URI)
+        for url in ("mysql" + plain, "sqlite://", "sqlite:///:memory:", "sesame", "postgresql"):
+            with self.subTest(url):
+                line = self.assert_refused(
+                    ProductionConfig, PRODUCTION | {"DATABASE_URL": url}, "DATABASE_URL"
+                )
+
+                self.assertNotIn("sesame", line)
+
+    def test_unknown_settings_class(self) -> None:
+        """APP_SETTINGS that names no settings class is refused with its value."""
+        for path in ("project.config.NoSuchConfig", "nowhere.Config", "project.config.os", "x"):
+            with self.subTest(path), self.assertRaises(ConfigurationError) as caught:
+                create_app(path)
+            self.assertIn(f"APP_SETTINGS={path!r}", str(caught.exception))
+
+    def test_refusal_ends_a_process_with_one_line(self) -> None:
+        """Whatever starts the service prints the line and exits with 1, without a traceback."""
+        result = scratch.manage("db", "current", APP_SETTINGS="project.config.ProductionConfig")
+
+        self.assertEqual(1, result.returncode)
+        self.assertEqual("", result.stdout)
+        self.assertEqual(
+            ["Configuration error: SECRET_KEY is missing; DATABASE_URL is missing"],
+            result.stderr.splitlines(),
+        )

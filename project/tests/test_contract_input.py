@@ -1,0 +1,289 @@
+"""What is valid: bodies, ids and the Authorization header, to the edge of each rule."""
+
+import io
+import json
+from typing import Any
+from urllib.parse import quote
+
+from werkzeug.test import TestResponse
+
+from project.tests.base import BaseTestCase
+from project.tests.utils import add_user, stored_users
+
+SECRET = "correct-horse-battery"
+USER = {"username": "justatest", "email": "test@test.com", "password": SECRET}
+LOGIN = {"email": "test@test.com", "password": SECRET}
+# The routes that take a body, and the word for failure in each.
+ROUTES = {"/auth/register": "error", "/users": "fail", "/auth/login": "error"}
+ADDING = ["/auth/register", "/users"]
+LIMIT = 64 * 1024
+JSON = "application/json"
+NOT_STRINGS: list[object] = [1, 0, 1.5, True, False, None, [], [SECRET], {}, {"text": SECRET}]
+
+
+class InputTestCase(BaseTestCase):
+    """A test that sends bodies."""
+
+    def assert_refused(self, path: str, fields: set[str], **body: Any) -> None:
+        """Check a refusal: each field is named, no password is echoed, nobody is stored."""
+        before = stored_users()
+
+        response = self.client.post(path, **body)
+
+        data = self.assert_error(response, 400, "Invalid payload.", "invalid_payload", ROUTES[path])
+        self.assertEqual(fields, set(data["errors"]))
+        for reason in data["errors"].values():
+            self.assertIsInstance(reason, str)
+            self.assertTrue(reason)
+        self.assertNotIn(SECRET, response.get_data(as_text=True))
+        self.assertEqual(before, stored_users())
+
+    def post_raw(self, path: str, body: bytes, content_type: str | None = JSON) -> TestResponse:
+        """Return the answer to bytes."""
+        return self.client.post(path, data=body, content_type=content_type)
+
+    def assert_registered(self, **changes: object) -> dict[str, Any]:
+        """Check that USER with these changes registers, and return the stored row."""
+        response = self.client.post("/auth/register", json=USER | changes)
+
+        self.assertEqual(201, response.status_code, response.get_data(as_text=True))
+        return stored_users()[-1]
+
+
+class TestBodies(InputTestCase):
+    """A body is a JSON object sent as application/json, of at most 64 KiB."""
+
+    def test_no_object(self) -> None:
+        """What is no JSON object in UTF-8 is refused."""
+        text = json.dumps(USER)
+        depth = 30_000
+        for name, body in {
+            "empty": b"",
+            "blank": b" \r\n",
+            "broken": text[:-1].encode(),
+            "brace": b"{",
+            "trailing text": text.encode() + b"x",
+            "two objects": 2 * text.encode(),
+            "trailing comma": text[:-1].encode() + b",}",
+            "comment": text.encode() + b"// comment",
+            "single quotes": text.replace('"', "'").encode(),
+            "form": b"username=justatest&email=test%40test.com&password=" + SECRET.encode(),
+            "list": b"[]",
+            "list of it": f"[{text}]".encode(),
+            "string": b'"text"',
+            "string of it": json.dumps(text).encode(),
+            "string of string of it": json.dumps(json.dumps(text)).encode(),
+            "number": b"1",
+            "true": b"true",
+            "null": b"null",
+            "bare NaN": b"NaN",
+            "NaN": json.dumps(USER | {"extra": float("nan")}).encode(),
+            "Infinity": json.dumps(USER | {"extra": float("-inf")}).encode(),
+            "huge number": text[:-1].encode() + b', "extra": 1e999}',
+            "deep lists": b"[" * depth + b"]" * depth,
+            "open lists": b"[" * LIMIT,
+            "deep objects": b'{"a":' * 9_000 + b"1" + b"}" * 9_000,
+            "deep in a key": text[:-1].encode() + b', "a": ' + b"[" * depth + b"]" * depth + b"}",
+            "UTF-16": text.encode("utf-16"),
+            "UTF-16, no mark": text.encode("utf-16-le"),
+            "UTF-32": text.encode("utf-32"),
+            "UTF-8 with a mark": text.encode("utf-8-sig"),
+            "Latin-1": json.dumps(USER | {"username": "Zoë"}, ensure_ascii=False).encode("latin-1"),
+            "lone surrogate": json.dumps(USER | {"username": "\ud800"}).encode(),
+            "surrogate in bytes": text.replace("just", "\ud800").encode("utf-8", "surrogatepass"),
+            "control character": text.replace("just", "\n").encode(),
+            "overlong": text.encode().replace(b"just", b"\xc0\xaf"),
+            "NUL at the end": text.encode() + b"\0",
+        }.items():
+            for path in ROUTES:
+                with self.subTest(name, path=path):
+                    self.assert_refused(path, {"body"}, data=body, content_type=JSON)
+
+    def test_hundred_thousand_levels(self) -> None:
+        """A body of 100,000 levels is over the size, and brings nothing down."""
+        for path in ROUTES:
+            with self.subTest(path):
+                response = self.post_raw(path, b"[" * 100_000)
+
+                self.assertEqual(413, response.status_code)
+
+    def test_empty_object(self) -> None:
+        """An empty object lacks every field."""
+        for path in ADDING:
+            self.assert_refused(path, {"username", "email", "password"}, json={})
+        self.assert_refused("/auth/login", {"email", "password"}, json={})
+
+    def test_media_types(self) -> None:
+        """Only application/json is read."""
+        known = f"text/plain text/json application/xml {JSON}p application json".split()
+        suffixed = ["application/vnd.api+json", "application/problem+json", "application/json-seq"]
+        forms = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+        mixed = ["application/json, text/plain", "text/plain; application/json"]
+        for media_type in [None, "", *known, *suffixed, *forms, *mixed]:
+            for path in ROUTES:
+                with self.subTest(media_type, path=path):
+                    body = json.dumps(USER).encode()
+                    self.assert_refused(path, {"body"}, data=body, content_type=media_type)
+
+    def test_media_type_spellings(self) -> None:
+        """The media type may come in any case, and with its charset."""
+        self.register(**USER)
+        for media_type in ("Application/JSON", f"{JSON}; charset=utf-8", f"{JSON};charset=UTF-8"):
+            with self.subTest(media_type):
+                response = self.post_raw("/auth/login", json.dumps(LOGIN).encode(), media_type)
+
+                self.assertEqual(200, response.status_code)
+
+    def padded(self, size: int) -> bytes:
+        """Return a registration of `size` bytes."""
+        text = json.dumps(USER | {"padding": ""})
+        return text.replace('"padding": "', '"padding": "' + "x" * (size - len(text))).encode()
+
+    def test_size(self) -> None:
+        """64 KiB fit, and one byte more does not, whether the length is declared or not."""
+        chunked = {"CONTENT_LENGTH": "", "wsgi.input_terminated": True}
+        for name, environ in {"declared": {}, "chunked": chunked}.items():
+            for path in ROUTES:
+                with self.subTest(name, path=path):
+                    answers = [
+                        self.client.post(
+                            path,
+                            input_stream=io.BytesIO(self.padded(size)),
+                            content_type=JSON,
+                            environ_overrides=environ,
+                        )
+                        for size in (LIMIT + 1, LIMIT)
+                    ]
+
+                    self.assert_error(
+                        answers[0], 413, "The payload is too large.", "payload_too_large"
+                    )
+                    # The second was read: an answer about the user, and not about the body.
+                    self.assertNotIn("body", answers[1].get_json().get("errors", {}))
+                    self.assertNotEqual(413, answers[1].status_code)
+        self.assertEqual(["justatest"], [user["username"] for user in stored_users()])
+
+    def test_declared_too_large(self) -> None:
+        """A body that only claims to be larger is not waited for."""
+        response = self.client.post(
+            "/auth/register", json=USER, environ_overrides={"CONTENT_LENGTH": str(10**12)}
+        )
+
+        self.assertEqual(413, response.status_code)
+        self.assertEqual([], stored_users())
+
+    def test_types(self) -> None:
+        """A field is a string: a number, a flag, null, a list and an object are none."""
+        for path in ROUTES:
+            body = LOGIN if path == "/auth/login" else USER
+            for field in body:
+                for value in NOT_STRINGS:
+                    with self.subTest(path, field=field, value=value):
+                        self.assert_refused(path, {field}, json=body | {field: value})
+
+    def test_every_field_is_named(self) -> None:
+        """Everything that is wrong is said at once."""
+        body = {"username": "", "email": "test", "password": 1}
+
+        self.assert_refused("/auth/register", {"username", "email", "password"}, json=body)
+
+    def test_unknown_keys(self) -> None:
+        """A key that is not asked for is ignored, the name of a column too."""
+        extra = {
+            "id": 4_711,
+            "admin": True,
+            "active": False,
+            "created_at": "2000-01-01T00:00:00Z",
+            "username_key": "somebody",
+            "role": "admin",
+            "__class__": {"admin": True},
+            "": None,
+        }
+        self.move_clock(0)
+        for path in ADDING:
+            with self.subTest(path):
+                body = USER | {"username": path, "email": f"test@{path[-5:]}.com"} | extra
+
+                response = self.client.post(path, json=body)
+
+                self.assertEqual(201, response.status_code)
+                user = stored_users()[-1]
+                self.assertNotEqual(4_711, user["id"])
+                self.assertIs(False, user["admin"])
+                self.assertIs(True, user["active"])
+                self.assertEqual(path, user["username_key"])
+                self.assertGreater(user["created_at"].year, 2_000)
+                credentials = {"email": body["email"], "password": SECRET} | extra
+                login = self.client.post("/auth/login", json=credentials)
+                self.assertEqual(200, login.status_code)
+
+
+class TestIds(BaseTestCase):
+    """An id in a path is written in one way."""
+
+    def test_valid(self) -> None:
+        """The largest id is found."""
+        for number in (1, 2**31 - 1):
+            with self.subTest(number):
+                add_user(f"user{number}", f"{number}@test.com", "test", id=number)
+
+                self.assertEqual(number, self.get(f"/users/{number}").get_json()["data"]["id"])
+
+    def test_others(self) -> None:
+        """What is no canonical decimal of an id is nobody's."""
+        add_user("test", "test@test.com", "test", id=12)
+        around = ["012", "0012", "+12", "-12", "12.0", "12e0", "1_2", "12,12", "12;", " 12", "12 "]
+        control = ["12\n", "\n12", "12\0", "\t12"]
+        others = ["0", "-0", "00", "blah", "null", "0xc", "١٢", "\uff11\uff12", "²", "é", "*", "%"]
+        large = [str(2**31 - 1), str(2**31), str(2**32 + 12), str(2**64 + 12), "9" * 5_000]
+        quoted = map(quote, [*around, *control, *others, *large])
+        for path in [*quoted, "%ff", "12%ff", "%c0%b1", "%ed%a0%80"]:
+            with self.subTest(path[:30]):
+                response = self.get(f"/users/{path}")
+
+                self.assert_error(response, 404, "User does not exist", "user_not_found", "fail")
+
+
+class TestAuthorization(BaseTestCase):
+    """The Authorization header is one scheme, one blank and one token."""
+
+    def test_forms(self) -> None:
+        """The scheme comes in any case; everything else that is not exactly it is no token."""
+        self.move_clock(0)
+        token = self.register()
+        for scheme in ("Bearer", "bearer", "BEARER", "bEaReR"):
+            with self.subTest(scheme):
+                headers = {"Authorization": f"{scheme} {token}"}
+                self.assertEqual(200, self.client.get("/auth/status", headers=headers).status_code)
+        words = ["Basic ", "Token ", "JWT ", "Bear ", "Bearer: ", "", " ", "Bearer", "Bearer="]
+        blanks = ["Bearer  ", "Bearer\t", " Bearer ", "Bearer Bearer ", "Bearer é", 'Bearer "']
+        ends = [
+            " ",
+            f" {token}",
+            " x",
+            f",Bearer {token}",
+            f", Bearer {token}",
+            ";",
+            '"',
+            "\xa0",
+            "\t",
+        ]
+        forms = [word + token for word in [*words, *blanks]]
+        forms += [f"Bearer {token}{end}" for end in ends]
+        bare = ["", " ", "Bearer", "Bearer ", "Bearer  ", "Bearer null", "Basic dGVzdDp0ZXN0", "é"]
+        for value in [*forms, *bare]:
+            for path in ("/auth/status", "/auth/logout"):
+                with self.subTest(value, path=path):
+                    response = self.client.get(path, headers={"Authorization": value})
+
+                    message = "Invalid token. Please log in again."
+                    self.assert_error(response, 401, message, "token_invalid")
+
+    def test_two_headers(self) -> None:
+        """Two headers are no token, even if both carry a good one."""
+        value = f"Bearer {self.register()}"
+        headers = [("Authorization", value), ("Authorization", value)]
+
+        response = self.client.get("/auth/status", headers=headers)
+
+        self.assert_error(response, 401, "Invalid token. Please log in again.", "token_invalid")

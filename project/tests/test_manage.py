@@ -1,0 +1,101 @@
+"""The command line, run as people run it."""
+
+import unittest
+
+from sqlalchemy import create_engine, text
+
+from project.config import database_url
+from project.tests import scratch
+
+DEVELOPMENT = {"APP_SETTINGS": "project.config.DevelopmentConfig", "SECRET_KEY": "any"}
+PRODUCTION = {
+    "APP_SETTINGS": "project.config.ProductionConfig",
+    "SECRET_KEY": "0123456789abcdef" * 2,
+}
+
+
+class TestManage(unittest.TestCase):
+    """Commands and their exit codes, on a database of their own."""
+
+    def setUp(self) -> None:
+        """Make the database."""
+        scratched = scratch.database()
+        self.url = scratched.__enter__()
+        self.addCleanup(scratched.__exit__, None, None, None)
+
+    def manage(self, *arguments: str, stdin: str = "", production: bool = False) -> str:
+        """Run a command that has to succeed and return what it printed."""
+        settings = PRODUCTION if production else DEVELOPMENT
+        result = scratch.manage(*arguments, stdin=stdin, DATABASE_URL=self.url, **settings)
+        self.assertEqual(0, result.returncode, result.stderr)
+        return result.stdout + result.stderr
+
+    def assert_refused(
+        self, code: int, reason: str, *arguments: str, stdin: str = "", production: bool = False
+    ) -> None:
+        """Check that a command ends with this exit code and says why on stderr."""
+        settings = PRODUCTION if production else DEVELOPMENT
+        result = scratch.manage(*arguments, stdin=stdin, DATABASE_URL=self.url, **settings)
+        self.assertEqual(code, result.returncode, arguments)
+        self.assertIn(reason, result.stderr)
+        self.assertNotIn("Traceback", result.stderr)
+
+    def users(self) -> list[tuple[str, bool]]:
+        """Return the email of every user and whether they are an admin."""
+        engine = create_engine(database_url(self.url))
+        try:
+            with engine.connect() as connection:
+                rows = connection.execute(text("SELECT email, admin FROM users ORDER BY email"))
+                return [(row.email, bool(row.admin)) for row in rows]
+        finally:
+            engine.dispose()
+
+    def test_database_commands(self) -> None:
+        """The schema is made, seeded twice with the same result, emptied, and taken down."""
+        self.assertIn("Running upgrade  -> 0001", self.manage("db", "upgrade"))
+
+        self.manage("seed_db")
+        self.manage("seed_db")
+        seeded = [("michael@mherman.org", False), ("michael@realpython.com", False)]
+        self.assertEqual(seeded, self.users())
+
+        self.manage("recreate_db")
+        self.assertEqual([], self.users())
+
+        self.assertIn("Running downgrade 0001", self.manage("db", "downgrade"))
+
+    def test_production_is_not_touched(self) -> None:
+        """recreate_db and seed_db refuse with 1 where the settings are production's."""
+        self.manage("db", "upgrade", production=True)
+        self.manage("create_admin", "root", "Root@test.com", stdin="secret\n", production=True)
+
+        for command in ("recreate_db", "seed_db"):
+            with self.subTest(command):
+                self.assert_refused(1, command, command, production=True)
+        self.assertEqual([("root@test.com", True)], self.users())
+
+    def test_create_admin_refuses(self) -> None:
+        """What is taken or not valid is refused in one line."""
+        self.manage("db", "upgrade")
+        self.manage("seed_db")
+
+        for username, email, password, reason in (
+            ("other", "michael@mherman.org", "secret", "email is taken"),
+            ("MICHAEL", "other@test.com", "secret", "username is taken"),
+            ("", "no email", "", "Invalid payload. username must have 1 to 128 characters; email"),
+        ):
+            with self.subTest(reason):
+                arguments = ("create_admin", username, email)
+                self.assert_refused(1, reason, *arguments, stdin=f"{password}\n")
+
+    def test_shell(self) -> None:
+        """The shell knows the application, the database and the users."""
+        printed = self.manage("shell", stdin="print(app.name, db.engine.name, User.__tablename__)")
+
+        self.assertIn("users", printed)
+
+    def test_mistakes_have_exit_codes(self) -> None:
+        """What is no command is a 2, what fails a 1: ours and Flask-Migrate's alike."""
+        self.assert_refused(2, "frobnicate", "frobnicate")
+        self.assert_refused(2, "frobnicate", "db", "frobnicate")
+        self.assert_refused(1, "nowhere", "db", "upgrade", "nowhere")

@@ -1,0 +1,80 @@
+"""The migrations: the schema they make is the one the models mean."""
+
+import concurrent.futures
+import os
+import unittest
+from unittest import mock
+
+import flask_migrate
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect
+
+from project import create_app, db
+from project.tests import scratch
+from project.tests.base import TESTING
+
+
+class TestMigrations(unittest.TestCase):
+    """Up and down on an empty database."""
+
+    def setUp(self) -> None:
+        """Make the database and an application on it."""
+        scratched = scratch.database()
+        self.url = scratched.__enter__()
+        self.addCleanup(scratched.__exit__, None, None, None)
+        with mock.patch.dict(os.environ, scratch.settings(DATABASE_TEST_URL=self.url), clear=True):
+            app = create_app(TESTING)
+        context = app.app_context()
+        context.push()
+        self.addCleanup(context.pop)
+        for engine in db.engines.values():
+            self.addCleanup(engine.dispose)
+
+    def test_schema_is_that_of_the_models(self) -> None:
+        """After every migration the database and the models do not differ."""
+        flask_migrate.upgrade()
+
+        with db.engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            self.assertEqual([], compare_metadata(context, db.metadata))
+
+    def test_down_and_up_again(self) -> None:
+        """All the way down leaves no table, and up again leaves the same schema."""
+        flask_migrate.upgrade()
+        tables = set(inspect(db.engine).get_table_names())
+
+        flask_migrate.downgrade(revision="base")
+        self.assertEqual({"alembic_version"}, set(inspect(db.engine).get_table_names()))
+
+        flask_migrate.upgrade()
+        self.assertEqual(tables, set(inspect(db.engine).get_table_names()))
+        self.assertEqual({"alembic_version", *db.metadata.tables}, tables)
+
+    def test_offline(self) -> None:
+        """The statements can be printed for somebody else to run."""
+        result = scratch.manage(
+            "db", "upgrade", "--sql", APP_SETTINGS=TESTING, DATABASE_TEST_URL=self.url
+        )
+
+        self.assertEqual(0, result.returncode, result.stderr)
+        self.assertIn("CREATE TABLE users", result.stdout)
+        self.assertEqual([], inspect(db.engine).get_table_names())
+
+    def test_processes_that_migrate_together_take_turns(self) -> None:
+        """Of several that start at once one does the work, and none fails."""
+        with concurrent.futures.ThreadPoolExecutor() as executor:
+            runs = [
+                executor.submit(
+                    scratch.manage,
+                    "db",
+                    "upgrade",
+                    APP_SETTINGS=TESTING,
+                    DATABASE_TEST_URL=self.url,
+                )
+                for _ in range(3)
+            ]
+        results = [run.result() for run in runs]
+
+        self.assertEqual([0, 0, 0], [result.returncode for result in results], results)
+        self.assertEqual(1, sum("Running upgrade" in result.stderr for result in results))

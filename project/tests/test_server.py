@@ -1,0 +1,157 @@
+"""The service as production runs it: processes, sockets and signals."""
+
+import signal
+import threading
+import time
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+
+from project.tests import scratch
+from project.tests.scratch import Service
+
+LOGIN_HEAD = (
+    b"POST /auth/login HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 100\r\n\r\n"
+)
+HALF_A_HEADER = LOGIN_HEAD[:60]
+HALF_A_BODY = LOGIN_HEAD + b'{"email": "test@'
+
+
+class ServerTestCase(unittest.TestCase):
+    """A test with a server of its own."""
+
+    def start(self, **environment: str) -> Service:
+        """Start the service on an empty database; both end with the test."""
+        scratched = scratch.database()
+        url = scratched.__enter__()
+        self.addCleanup(scratched.__exit__, None, None, None)
+        service = Service(url, **environment)
+        service.__enter__()
+        self.addCleanup(service.stop)
+        return service
+
+
+class TestServer(ServerTestCase):
+    """What clients and operators see of a running server."""
+
+    def test_the_lesson_over_the_wire(self) -> None:
+        """Register, log in, ask, log out; and nothing secret in what the server printed."""
+        service = self.start()
+
+        status, registered, _ = service.register("wire")
+        self.assertEqual((201, "Successfully registered."), (status, registered["message"]))
+        status, logged_in, _ = service.login("wire")
+        self.assertEqual((200, "Successfully logged in."), (status, logged_in["message"]))
+        token = logged_in["auth_token"]
+        status, answer, headers = service.request("GET", "/auth/status", token=token)
+        self.assertEqual((200, "wire@test.com"), (status, answer["data"]["email"]))
+        self.assertEqual("no-store", headers["Cache-Control"])
+        status, _, _ = service.request("GET", "/auth/logout", token=token)
+        self.assertEqual(200, status)
+        status, _, headers = service.request("GET", "/users")
+        self.assertEqual((401, "Bearer"), (status, headers["WWW-Authenticate"]))
+
+        service.stop()
+        self.assertEqual(0, service.process.returncode)
+        for secret in (token, registered["auth_token"], "$2b$"):
+            self.assertNotIn(secret, service.log)
+
+    def test_clients_that_never_finish(self) -> None:
+        """Forty halves of requests keep /ping from nobody, and leave room for other logins."""
+        service = self.start()
+        service.register("patient")
+        halves = [service.connect() for _ in range(40)]
+        for number, half in enumerate(halves):
+            self.addCleanup(half.close)
+            half.sendall(HALF_A_BODY if number % 2 else HALF_A_HEADER)
+
+        for _ in range(5):
+            started = time.monotonic()
+            status, _, _ = service.request("GET", "/ping")
+            self.assertEqual(200, status)
+            self.assertLess(time.monotonic() - started, 1)
+
+        for half in halves:
+            half.close()
+        deadline = time.monotonic() + 10
+        while (status := service.login("patient")[0]) == 503 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertEqual(200, status)
+
+    def test_bodies_without_end(self) -> None:
+        """A body over the limit is a 413, whether its length is declared or not."""
+        service = self.start()
+        declared = b"POST /auth/login HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+        for name, request in (
+            ("declared", declared + b"Content-Length: 65537\r\n\r\n" + b" " * 65537),
+            (
+                "chunked",
+                declared
+                + b"Transfer-Encoding: chunked\r\n\r\n"
+                + b"8000\r\n"
+                + b" " * 0x8000
+                + b"\r\n8001\r\n"
+                + b" " * 0x8001
+                + b"\r\n0\r\n\r\n",
+            ),
+        ):
+            with self.subTest(name), service.connect() as connection:
+                connection.sendall(request)
+
+                self.assertTrue(connection.recv(4096).startswith(b"HTTP/1.1 413 "))
+
+    def test_requests_in_flight_are_finished(self) -> None:
+        """After SIGTERM every login that was under way is answered, and the server ends with 0."""
+        service = self.start(BCRYPT_LOG_ROUNDS="11")
+        service.register("late")
+        with ThreadPoolExecutor() as executor:
+            logins = [executor.submit(service.login, "late") for _ in range(4)]
+            time.sleep(0.1)  # long enough to be under way, too short to be done
+            service.process.send_signal(signal.SIGTERM)
+            statuses = [login.result()[0] for login in logins]
+
+        self.assertEqual([200] * 4, statuses)
+        self.assertEqual(0, service.process.wait(20))
+
+    def test_no_registration_is_lost(self) -> None:
+        """Whoever was answered 201 is in the database, though workers were killed all along."""
+        service = self.start(USERS_API_OPEN="true")
+        registered: list[str] = []
+        ended = threading.Event()
+
+        def keep_registering(prefix: str) -> None:
+            number = 0
+            while not ended.is_set():
+                name = f"{prefix}{number}"
+                number += 1
+                try:
+                    if service.register(name)[0] == 201:
+                        registered.append(name)
+                except (OSError, ValueError):
+                    time.sleep(0.01)  # the server that had it was killed
+
+        clients = [threading.Thread(target=keep_registering, args=(name,)) for name in "abcd"]
+        for client in clients:
+            client.start()
+        for _ in range(2):
+            target = len(registered) + 20
+            deadline = time.monotonic() + 20
+            while len(registered) < target and time.monotonic() < deadline:
+                time.sleep(0.01)
+            service.kill_a_worker()
+        target = len(registered) + 5
+        while len(registered) < target and time.monotonic() < deadline + 20:
+            time.sleep(0.01)
+        ended.set()
+        for client in clients:
+            client.join()
+
+        self.assertGreaterEqual(len(registered), 45)
+        stored = set()
+        path = "/users?limit=500"
+        while path:
+            _, page, _ = service.request("GET", path)
+            stored |= {user["username"] for user in page["data"]["users"]}
+            following = page["data"]["next"]
+            path = f"/users?limit=500&after={following}" if following else ""
+        self.assertEqual(set(), set(registered) - stored)

@@ -1,0 +1,366 @@
+"""Tokens over HTTP: what is in one, how long it lives, and every forgery that is refused."""
+
+import base64
+import hashlib
+import hmac
+import json
+import socket
+from typing import Any
+
+from project import clock, db
+from project.config import ProductionConfig
+from project.tests.base import BaseTestCase
+from project.tests.utils import add_user
+
+INVALID = (401, "Invalid token. Please log in again.", "token_invalid")
+EXPIRED = (401, "Signature expired. Please log in again.", "token_expired")
+HEADER = {"alg": "HS256", "typ": "JWT"}
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+MISSING = object()  # stands for a claim that is not there
+
+
+def encode(part: object) -> str:
+    """Return JSON (or text that is to be taken as it is) in base64url without padding."""
+    text = part if isinstance(part, str) else json.dumps(part, separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode(part: str) -> Any:
+    """Return the JSON value that one part of a token holds."""
+    return json.loads(base64.urlsafe_b64decode(part + "=="))
+
+
+class TestTokens(BaseTestCase):
+    """A token is taken when it is ours to the letter, and refused otherwise."""
+
+    def setUp(self) -> None:
+        """Add a user, and stop the clock at a whole second."""
+        super().setUp()
+        self.user = add_user("test", "test@test.com", "test")
+        self.move_clock(0)
+        self.move_clock(-clock.utcnow().microsecond / 1_000_000)
+        self.now = int(clock.utcnow().timestamp())
+        self.key: str = self.app.config["SECRET_KEY"]
+
+    def claims(self, **changes: object) -> dict[str, object]:
+        """Return the claims of a genuine token, but for the changes."""
+        claims = {"sub": str(self.user.id), "iat": self.now, "exp": self.now + 3} | changes
+        return {name: value for name, value in claims.items() if value is not MISSING}
+
+    def forge(
+        self,
+        payload: object = None,
+        *,
+        header: object = HEADER,
+        key: str | None = None,
+        digest: str = "sha256",
+    ) -> str:
+        """Return a token made by hand, signed with the service's own key unless told."""
+        signed = f"{encode(header)}.{encode(self.claims() if payload is None else payload)}"
+        secret = (self.key if key is None else key).encode()
+        signature = hmac.new(secret, signed.encode(), getattr(hashlib, digest)).digest()
+        return f"{signed}.{base64.urlsafe_b64encode(signature).decode().rstrip('=')}"
+
+    def assert_accepted(self, token: str) -> None:
+        """Check that the token tells who is calling."""
+        response = self.get("/auth/status", token)
+
+        self.assertEqual(200, response.status_code, response.get_data(as_text=True))
+        self.assertEqual(self.user.id, response.get_json()["data"]["id"])
+
+    def assert_refused(self, token: str, refusal: tuple[int, str, str] = INVALID) -> None:
+        """Check that the token is refused wherever one is asked for."""
+        for path in ("/auth/status", "/auth/logout"):
+            self.assert_error(self.get(path, token), *refusal)
+
+    def assert_all_refused(self, **tokens: str) -> None:
+        """Check that each of the named tokens is refused as no token of ours."""
+        for name, token in tokens.items():
+            with self.subTest(name):
+                self.assert_refused(token)
+
+    def test_genuine(self) -> None:
+        """A token made by hand as ours are made is one of ours: forgeries differ in one thing."""
+        self.assert_accepted(self.forge())
+
+    def test_form(self) -> None:
+        """A token is HS256 over sub, iat and exp, and names nothing secret."""
+        token = self.login().get_json()["auth_token"]
+        header, payload, _ = token.split(".")
+
+        self.assertEqual("HS256", decode(header)["alg"])
+        self.assertEqual(self.claims(), decode(payload))
+        self.assertEqual(token, self.forge(decode(payload), header=decode(header)))
+
+    def test_lifetime(self) -> None:
+        """A token lives TOKEN_EXPIRATION_DAYS and TOKEN_EXPIRATION_SECONDS together."""
+        self.app.config["TOKEN_EXPIRATION_DAYS"] = 2
+        self.app.config["TOKEN_EXPIRATION_SECONDS"] = 7
+        for name, token in {
+            "login": self.login().get_json()["auth_token"],
+            "registration": self.register("another", "another@test.com"),
+            "model": self.user.encode_auth_token(self.user.id),
+        }.items():
+            with self.subTest(name):
+                claims = decode(token.split(".")[1])
+
+                self.assertEqual(self.now, claims["iat"])
+                self.assertEqual(self.now + 2 * 86_400 + 7, claims["exp"])
+
+    def test_default_lifetime(self) -> None:
+        """Outside tests a token lives 30 days unless told."""
+        config = ProductionConfig.from_environment(
+            {
+                "SECRET_KEY": "f81d4fae7dec11d0a76500a0c91e6bf6",
+                "DATABASE_URL": "postgresql://localhost/users",
+            }
+        )
+
+        self.assertEqual((30, 0), (config.TOKEN_EXPIRATION_DAYS, config.TOKEN_EXPIRATION_SECONDS))
+
+    def test_expiry(self) -> None:
+        """A token is good until the very moment of its exp, and not at it."""
+        token = self.login().get_json()["auth_token"]
+
+        self.move_clock(2.999999)
+        self.assert_accepted(token)
+
+        self.move_clock(0.000001)
+        self.assert_refused(token, EXPIRED)
+
+        self.move_clock(86_400)
+        self.assert_refused(token, EXPIRED)
+
+    def test_expired_forgery(self) -> None:
+        """A forgery is never called expired."""
+        self.move_clock(4)
+
+        self.assert_refused(self.forge(), EXPIRED)
+        self.assert_refused(self.forge(key="0" * 32))
+
+    def test_other_key(self) -> None:
+        """A token signed with another key is refused, the empty and the well-known ones too."""
+        for key in ("", "changeme", "my_precious", "0" * 64, self.key[::-1], self.key.upper()):
+            with self.subTest(key):
+                self.assert_refused(self.forge(key=key))
+
+    def test_alg_none(self) -> None:
+        """No spelling of "none" makes a signature unnecessary."""
+        for alg in ("none", "None", "NONE", "nOnE", "NoNe", "none ", "", None, [], ["none"]):
+            signed = self.forge(header=HEADER | {"alg": alg})
+            bare, _, signature = signed.rpartition(".")
+            for name, token in {
+                "signed": signed,
+                "bare": bare,
+                "empty": f"{bare}.",
+                "genuine": f"{bare}.{self.forge().rpartition('.')[2]}",
+                "one": f"{bare}.{signature[0]}",
+            }.items():
+                with self.subTest(alg=alg, signature=name):
+                    self.assert_refused(token)
+
+    def test_other_algorithms(self) -> None:
+        """The algorithm is ours to choose, also among those that our key would fit."""
+        names = ["RS256", "ES256", "PS256", "EdDSA", "hs256", "HS256 ", "HS256\0", "dir"]
+        digests = {"HS384": "sha384", "HS512": "sha512", "HS1": "sha1"}
+        for alg, digest in (dict.fromkeys(names, "sha256") | digests).items():
+            with self.subTest(alg):
+                self.assert_refused(self.forge(header=HEADER | {"alg": alg}, digest=digest))
+        self.assert_all_refused(
+            missing=self.forge(header={"typ": "JWT"}),
+            sha384=self.forge(digest="sha384"),
+            sha512=self.forge(digest="sha512"),
+        )
+
+    def test_critical_headers(self) -> None:
+        """What a header calls critical is never passed over."""
+        names: list[object] = [["unknown"], ["exp"], ["alg"], ["b64"], ["kid"], ["unknown", "exp"]]
+        for crit in [*names, [], "exp", None, [1], {}]:
+            with self.subTest(crit=crit):
+                header = HEADER | {"crit": crit, "unknown": True, "exp": self.now, "b64": True}
+                self.assert_refused(self.forge(header=header))
+                self.assert_refused(self.forge(header=HEADER | {"crit": crit}))
+
+    def test_keys_in_the_header(self) -> None:
+        """No key comes with a token, and nothing is fetched for one, not even if we signed it."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setblocking(False)
+            url = f"http://127.0.0.1:{server.getsockname()[1]}/keys.json"
+            own = {"kty": "oct", "alg": "HS256", "k": encode("attacker")}
+            for extra in (
+                {"jku": url},
+                {"x5u": url},
+                {"jku": url, "kid": "1"},
+                {"jwk": own},
+                {"jwk": own, "kid": "1"},
+                {"x5c": [base64.b64encode(b"certificate").decode()]},
+                {"x5t": encode("thumbprint")},
+            ):
+                with self.subTest(extra=extra):
+                    self.assert_refused(self.forge(header=HEADER | extra))
+                    self.assert_refused(self.forge(header=HEADER | extra, key="attacker"))
+            with self.assertRaises(BlockingIOError):
+                server.accept()
+
+    def test_kid_paths(self) -> None:
+        """A kid opens no file and reaches no database."""
+        paths = ["/dev/null", "../../../../../../dev/null", "file:///dev/null", "\0", ""]
+        for kid in [*paths, "' UNION SELECT '' --", "|id", 1, ["/dev/null"]]:
+            with self.subTest(kid=kid):
+                self.assert_refused(self.forge(header=HEADER | {"kid": kid}))
+                self.assert_refused(self.forge(header=HEADER | {"kid": kid}, key=""))
+
+    def test_exp(self) -> None:
+        """An exp is a whole number, and has to be there."""
+        soon = self.now + 3
+        numbers = [str(soon), float(soon), soon - 0.5, float("inf"), float("nan"), True]
+        for exp in [MISSING, None, *numbers, [soon], {"exp": soon}, "", "never"]:
+            with self.subTest(exp=exp):
+                self.assert_refused(self.forge(self.claims(exp=exp)))
+
+    def test_past_exp(self) -> None:
+        """An exp that has come is expired, however long ago that was."""
+        for exp in (self.now, self.now - 1, 1, 0, -1, -(2**63) - 1, -(10**400)):
+            with self.subTest(exp=exp):
+                self.assert_refused(self.forge(self.claims(exp=exp)), EXPIRED)
+
+    def test_huge_exp(self) -> None:
+        """An exp past every date, though we signed it, brings nothing down."""
+        for exp in (2**31, 2**63, 10**20, 10**400):
+            with self.subTest(exp=exp):
+                self.assert_accepted(self.forge(self.claims(exp=exp)))
+        for text in ("1e400", "1e20", "9" * 2_000 + ".0"):
+            payload = json.dumps(self.claims(exp=0)).replace('"exp": 0', f'"exp": {text}')
+            with self.subTest(exp=text[:20]):
+                self.assert_refused(self.forge(payload))
+
+    def test_iat(self) -> None:
+        """An iat is a whole number, and has to be there."""
+        for iat in (MISSING, None, str(self.now), "", True, [self.now], float("inf"), 10**400):
+            with self.subTest(iat=iat):
+                self.assert_refused(self.forge(self.claims(iat=iat)))
+
+    def test_iat_leeway(self) -> None:
+        """Another host's clock may be five seconds ahead of ours, and no more."""
+        for ahead in (0, 1, 5):
+            with self.subTest(ahead=ahead):
+                self.assert_accepted(self.forge(self.claims(iat=self.now + ahead)))
+        for ahead in (6, 60, 86_400 * 365):
+            with self.subTest(ahead=ahead):
+                token = self.forge(self.claims(iat=self.now + ahead, exp=self.now + ahead + 3))
+                self.assert_refused(token)
+
+    def test_sub(self) -> None:
+        """A sub is the canonical decimal of an id, and has to be there."""
+        number = str(self.user.id)
+        arabic = number.translate({48 + digit: 0x660 + digit for digit in range(10)})
+        fullwidth = number.translate({48 + digit: 0xFF10 + digit for digit in range(10)})
+        types = [None, self.user.id, float(self.user.id), True, [number], {"id": number}]
+        around = [f"0{number}", f"+{number}", f"-{number}", f" {number}", f"{number} "]
+        behind = [number + end for end in ("\n", "\0", ".0", "e0", "_0", "L")]
+        others = [arabic, fullwidth, hex(self.user.id), "test@test.com", "", "0", "-1"]
+        large = [str(2**31), str(2**32 + self.user.id), str(2**63), "9" * 1_000]
+        for sub in [MISSING, *types, *around, *behind, *others, *large]:
+            with self.subTest(sub=sub):
+                self.assert_refused(self.forge(self.claims(sub=sub)))
+
+    def test_other_claims(self) -> None:
+        """A token for another audience, or for later, is refused."""
+        self.assert_all_refused(
+            aud=self.forge(self.claims(aud="another-service")),
+            auds=self.forge(self.claims(aud=["another-service", "one-more"])),
+            odd_aud=self.forge(self.claims(aud=1)),
+            nbf=self.forge(self.claims(nbf=self.now + 60)),
+            odd_nbf=self.forge(self.claims(nbf="later")),
+        )
+
+    def test_payloads(self) -> None:
+        """A payload is a JSON object."""
+        claims = json.dumps(self.claims())
+        for payload in (
+            [],
+            [self.claims()],
+            "text",
+            "1",
+            "null",
+            "",
+            "{",
+            f"{claims}x",
+            f"[{claims}]",
+        ):
+            with self.subTest(payload=payload):
+                self.assert_refused(self.forge(payload))
+        self.assert_all_refused(
+            string=self.forge(json.dumps(claims)),
+            deep=self.forge("[" * 1_400 + "]" * 1_400),
+            digits=self.forge(claims.replace(f'"{self.user.id}"', "9" * 2_500)),
+        )
+
+    def test_headers(self) -> None:
+        """A header is a JSON object, of a size that is looked at."""
+        nested = json.dumps(HEADER)[:-1] + ', "x": ' + "[" * 3_000 + "]" * 3_000 + "}"
+        self.assert_all_refused(
+            nested=self.forge(header=nested),
+            open=self.forge(header="[" * 3_000),
+            fitting=self.forge(header=json.dumps(HEADER)[:-1] + ', "x": ' + "[" * 2_600),
+            list=self.forge(header=[HEADER]),
+            string=self.forge(header='"HS256"'),
+            null=self.forge(header="null"),
+            empty=self.forge(header=""),
+        )
+
+    def test_sizes(self) -> None:
+        """An empty token and one far larger than ours are refused, who ever signed them."""
+        for path in ("/auth/status", "/auth/logout"):
+            with self.subTest(path):
+                for header in ("Bearer ", "Bearer"):
+                    response = self.client.get(path, headers={"Authorization": header})
+                    self.assert_error(response, *INVALID)
+        self.assert_all_refused(
+            signed=self.forge(self.claims(padding="x" * 60_000)),
+            text="x" * 100_000,
+            dots="." * 10_000,
+            parts=".".join(["e30"] * 1_000),
+        )
+
+    def test_base64(self) -> None:
+        """A token has one spelling."""
+        token = self.forge()
+        header, payload, signature = token.split(".")
+        last = ALPHABET.index(signature[-1])
+        # A signature's last character has two bits that say nothing.
+        for other in range(last - last % 4, last - last % 4 + 4):
+            if other != last:
+                with self.subTest(last=ALPHABET[other]):
+                    self.assert_refused(token[:-1] + ALPHABET[other])
+        for appended in ("=", "==", "A", "AA", "AAAA", ".", "/", "+", "~", "-", "_", ".e30"):
+            with self.subTest(appended=appended):
+                self.assert_refused(token + appended)
+        self.assert_all_refused(
+            short=token[:-1],
+            standard=token.replace("-", "+").replace("_", "/") + "=",
+            padded_header=f"{header}==.{payload}.{signature}",
+            padded_payload=f"{header}.{payload}==.{signature}",
+            swapped=f"{payload}.{header}.{signature}",
+            two_parts=f"{header}.{payload}",
+            leading_dot=f".{token}",
+            no_header=f".{payload}.{signature}",
+            no_payload=f"{header}..{signature}",
+        )
+
+    def test_changed_payload(self) -> None:
+        """A genuine token whose claims were changed is refused."""
+        other = add_user("other", "other@test.com", "test")
+        header, _, signature = self.forge().split(".")
+
+        self.assert_refused(f"{header}.{encode(self.claims(sub=str(other.id)))}.{signature}")
+        self.assert_refused(f"{header}.{encode(self.claims(exp=self.now + 60))}.{signature}")
+
+    def test_user_who_is_gone(self) -> None:
+        """A genuine token of a user who is gone is told so."""
+        db.session.delete(self.user)
+        db.session.commit()
+
+        self.assert_refused(
+            self.forge(), (401, "Something went wrong. Please contact us.", "account_inactive")
+        )

@@ -1,0 +1,396 @@
+"""/ping and /users: add, look up, list; and who may."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+from sqlalchemy import event, insert, text
+from werkzeug.test import TestResponse
+
+from project import clock, database, db, tokens
+from project.api.models import User
+from project.tests.base import BaseTestCase, bearer
+from project.tests.utils import add_user, stored_users
+
+NEW_USER = {"username": "michael", "email": "michael@realpython.com", "password": "test"}
+INVALID_PAYLOAD = (400, "Invalid payload.", "invalid_payload", "fail")
+UNKNOWN = (404, "User does not exist", "user_not_found", "fail")
+MORNING = datetime(2024, 11, 22, 9, 0, 0, tzinfo=UTC)
+
+
+def public(user: User) -> dict[str, Any]:
+    """Return what anybody who may look sees of a user."""
+    return {
+        "id": user.id,
+        "username": user.username,
+        "email": user.email,
+        "created_at": user.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+class TestUserService(BaseTestCase):
+    """The users API as it is in development: open to anyone."""
+
+    def test_users(self) -> None:
+        """The ping answers."""
+        response = self.client.get("/ping")
+
+        self.assertEqual(200, response.status_code)
+        self.assertEqual("application/json", response.content_type)
+        self.assertEqual({"status": "success", "message": "pong!"}, response.get_json())
+
+    def test_add_user(self) -> None:
+        """A user who was added can log in, and is told apart by the email."""
+        response = self.client.post("/users", json=NEW_USER)
+
+        added = {"status": "success", "message": "michael@realpython.com was added!"}
+        self.assertEqual((201, added), (response.status_code, response.get_json()))
+        self.assertEqual(200, self.login("michael@realpython.com", "test").status_code)
+
+    def test_add_user_invalid_json(self) -> None:
+        """An empty object adds nobody."""
+        data = self.assert_error(self.client.post("/users", json={}), *INVALID_PAYLOAD)
+
+        self.assertEqual({"username", "email", "password"}, set(data["errors"]))
+        self.assertEqual([], stored_users())
+
+    def assert_addition_lacks(self, field: str) -> None:
+        """Check that nobody is added without `field`, and that the answer says which it was."""
+        body = {key: value for key, value in NEW_USER.items() if key != field}
+
+        data = self.assert_error(self.client.post("/users", json=body), *INVALID_PAYLOAD)
+
+        self.assertEqual({field: "is required"}, data["errors"])
+        self.assertEqual([], stored_users())
+
+    def test_add_user_invalid_json_keys(self) -> None:
+        """A user needs a username and an email."""
+        for field in ("username", "email"):
+            with self.subTest(field):
+                self.assert_addition_lacks(field)
+
+    def test_add_user_invalid_json_keys_no_password(self) -> None:
+        """A user needs a password."""
+        self.assert_addition_lacks("password")
+
+    def test_add_user_duplicate_user(self) -> None:
+        """An email is added once, in whatever case."""
+        self.client.post("/users", json=NEW_USER)
+        before = stored_users()
+        for email in ("michael@realpython.com", "Michael@RealPython.COM"):
+            with self.subTest(email):
+                body = NEW_USER | {"username": "another", "email": email}
+
+                response = self.client.post("/users", json=body)
+
+                self.assert_error(
+                    response, 400, "Sorry. That email already exists.", "email_exists", "fail"
+                )
+                self.assertEqual(before, stored_users())
+
+    def test_add_user_duplicate_username(self) -> None:
+        """A username is added once, in whatever case."""
+        self.client.post("/users", json=NEW_USER)
+        body = NEW_USER | {"username": "MICHAEL", "email": "another@test.com"}
+
+        data = self.assert_error(self.client.post("/users", json=body), *INVALID_PAYLOAD)
+
+        self.assertEqual({"username"}, set(data["errors"]))
+        self.assertEqual(1, len(stored_users()))
+
+    def test_single_user(self) -> None:
+        """A user is found by id, and shows nothing that is not listed."""
+        user = add_user("michael", "michael@realpython.com", "test")
+        add_user("another", "another@test.com", "test")
+
+        response = self.get(f"/users/{user.id}")
+
+        self.assertEqual(200, response.status_code)
+        self.assertEqual({"status": "success", "data": public(user)}, response.get_json())
+
+    def test_single_user_no_id(self) -> None:
+        """A word is the id of nobody."""
+        self.assert_error(self.get("/users/blah"), *UNKNOWN)
+
+    def test_single_user_incorrect_id(self) -> None:
+        """An id that nobody has is the id of nobody."""
+        user = add_user("michael", "michael@realpython.com", "test")
+
+        self.assert_error(self.get(f"/users/{user.id + 1}"), *UNKNOWN)
+
+    def test_all_users(self) -> None:
+        """Every user is listed, the newest first whatever the order of the ids."""
+        newer = add_user("michael", "michael@realpython.com", "test")
+        older = add_user(
+            "fletcher", "fletcher@test.com", "test", created_at=clock.utcnow() - timedelta(days=30)
+        )
+
+        response = self.get("/users")
+
+        self.assertEqual(200, response.status_code)
+        self.assertEqual(
+            {"status": "success", "data": {"users": [public(newer), public(older)], "next": None}},
+            response.get_json(),
+        )
+
+
+class TestPages(BaseTestCase):
+    """The list of users, a page at a time."""
+
+    def add_users(self, *moments: datetime) -> list[int]:
+        """Add a user for each moment, in that order, and return the ids."""
+        known = len(stored_users())
+        names = [f"user{number}" for number in range(known, known + len(moments))]
+        rows = [
+            {
+                "username": name,
+                "username_key": name,
+                "email": f"{name}@test.com",
+                "password": "nobody can log in",
+                "created_at": moment,
+            }
+            for name, moment in zip(names, moments, strict=True)
+        ]
+        db.session.execute(insert(User), rows)
+        db.session.commit()
+        return [user["id"] for user in stored_users()[known:]]
+
+    def list_ids(self, response: TestResponse) -> list[int]:
+        """Return the ids on a page."""
+        self.assertEqual(200, response.status_code, response.get_data(as_text=True))
+        return [user["id"] for user in response.get_json()["data"]["users"]]
+
+    def walk(self, path: str) -> Iterator[list[int]]:
+        """Yield the ids on each page, from `path` along the Link headers to the end."""
+        while True:
+            response = self.get(path)
+            yield self.list_ids(response)
+            cursor = response.get_json()["data"]["next"]
+            link = response.headers.get("Link")
+            if link is None:
+                self.assertIsNone(cursor)
+                return
+            target = re.fullmatch(r'<(/users\?[^>]*)>; rel="next"', link)
+            assert target is not None, link  # noqa: S101  # for mypy
+            self.assertIn(f"after={cursor}", target[1])
+            self.assertNotEqual(path, target[1])
+            path = target[1]
+
+    def test_no_users(self) -> None:
+        """An empty list is one page."""
+        response = self.get("/users")
+
+        self.assertEqual({"users": [], "next": None}, response.get_json()["data"])
+        self.assertNotIn("Link", response.headers)
+
+    def test_default_limit(self) -> None:
+        """A page has 50 users unless told."""
+        ids = self.add_users(*(MORNING + timedelta(seconds=n) for n in range(51)))
+
+        self.assertEqual([ids[:0:-1], ids[:1]], list(self.walk("/users")))
+
+    def test_limit_bounds(self) -> None:
+        """A page may have 1 to 500 users."""
+        ids = self.add_users(*itertools.repeat(MORNING, 501))
+
+        self.assertEqual(ids[:-2:-1], self.list_ids(self.get("/users?limit=1")))
+        self.assertEqual(ids[:0:-1], self.list_ids(self.get("/users?limit=500")))
+
+    def test_bad_limits(self) -> None:
+        """Any other limit is refused."""
+        limits = ["0", "501", "-1", "", "%20", "abc", "1.0", "1e1", "%2B1", "%201", "1%20", "0x1"]
+        for limit in [*limits, "1_0", "%D9%A1", "%ff", "%00", "9" * 9, "9" * 30, "9" * 5_000]:
+            with self.subTest(limit):
+                data = self.assert_error(self.get(f"/users?limit={limit}"), *INVALID_PAYLOAD)
+
+                self.assertEqual({"limit"}, set(data["errors"]))
+
+    def test_full_last_page(self) -> None:
+        """A last page that happens to be full is still the last."""
+        ids = self.add_users(*itertools.repeat(MORNING, 4))
+
+        self.assertEqual([ids[:1:-1], ids[1::-1]], list(self.walk("/users?limit=2")))
+
+    def test_cursor(self) -> None:
+        """The cursor leads on by itself, also to a page of another size."""
+        ids = self.add_users(*itertools.repeat(MORNING, 5))
+        cursor = self.get("/users?limit=2").get_json()["data"]["next"]
+
+        self.assertEqual(ids[2::-1], self.list_ids(self.get(f"/users?after={cursor}")))
+        self.assertEqual([ids[2]], self.list_ids(self.get(f"/users?limit=1&after={cursor}")))
+
+    def test_ties(self) -> None:
+        """Users of the same moment come in one order, each once, also across pages."""
+        tick = timedelta(microseconds=1)
+        moments = [MORNING, MORNING + tick, MORNING, MORNING + tick, MORNING, MORNING - tick]
+        ids = self.add_users(*moments)
+
+        pages = list(self.walk("/users?limit=2"))
+
+        expected = [[ids[3], ids[1]], [ids[4], ids[2]], [ids[0], ids[5]]]
+        self.assertEqual(expected, pages)
+        self.assertEqual(
+            [[n] for page in expected for n in page], list(self.walk("/users?limit=1"))
+        )
+
+    def test_changes_between_pages(self) -> None:
+        """Who comes or goes between two pages makes nobody else appear twice or not at all."""
+        ids = self.add_users(*(MORNING + timedelta(seconds=n) for n in range(6)))
+        pages = self.walk("/users?limit=2")
+        seen = next(pages)
+
+        self.add_users(MORNING + timedelta(hours=1))
+        db.session.execute(text("DELETE FROM users WHERE id = :id"), {"id": ids[4]})
+        db.session.commit()
+
+        self.assertEqual(ids[::-1], seen + [user_id for page in pages for user_id in page])
+
+    def test_bad_cursors(self) -> None:
+        """A cursor that no page gave is refused."""
+        cursors = ["", "x", "1", "1-", "-1", "1-0", "1-01", "1--1", "1-x", "1-2147483648", "1-1-1"]
+        more = ["%201-1", "1-1%20", "1%2B1", "%D9%A1-1", "1-%D9%A1", "%00", "%ff", "1-1%00", "-1-1"]
+        for cursor in [*cursors, *more, "9" * 18 + "-1", "9" * 5_000 + "-1", "1-" + "9" * 5_000]:
+            with self.subTest(cursor):
+                data = self.assert_error(self.get(f"/users?after={cursor}"), *INVALID_PAYLOAD)
+
+                self.assertEqual({"after"}, set(data["errors"]))
+
+    def test_far_cursors(self) -> None:
+        """A cursor of any size answers in good order, be there users behind it or not."""
+        ids = self.add_users(MORNING)
+
+        self.assertEqual([], self.list_ids(self.get("/users?after=0-1")))
+        self.assertEqual(ids, self.list_ids(self.get(f"/users?after={'9' * 17}-2147483647")))
+
+    def test_index(self) -> None:
+        """Every page is read along the index: nothing is sorted, skipped or scanned."""
+        self.add_users(*itertools.repeat(MORNING, 3))
+        statements: list[tuple[str, Any]] = []
+        engine = db.engines[database.READ]
+
+        def listen(_c: object, _k: object, sql: str, parameters: Any, *_: object) -> None:
+            statements.append((sql, parameters))
+
+        event.listen(engine, "before_cursor_execute", listen)
+        self.assertEqual(3, len(list(self.walk("/users?limit=1"))))
+        event.remove(engine, "before_cursor_execute", listen)
+
+        self.assertEqual(3, len(statements))
+        for page, (sql, parameters) in enumerate(statements):
+            with self.subTest(page=page), db.engine.connect() as connection:
+                if self.on_postgresql:
+                    connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+                    connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+                explain = "EXPLAIN " if self.on_postgresql else "EXPLAIN QUERY PLAN "
+                plan = str(connection.exec_driver_sql(explain + sql, parameters).all())
+                self.assertIn("LIMIT", sql.upper())
+                self.assertIn("users_created_at_id_idx", plan)
+                self.assertNotRegex(plan, "Sort|TEMP B-TREE|Filter")
+                if page:
+                    self.assertRegex(plan, "Index Cond|SEARCH")
+
+
+class TestClosedUsers(BaseTestCase):
+    """The users API as it is in production: not open."""
+
+    settings: ClassVar[dict[str, Any]] = {"USERS_API_OPEN": False}
+
+    NO_TOKEN = (401, "Provide a valid auth token.", "token_missing")
+    BAD_TOKEN = (401, "Invalid token. Please log in again.", "token_invalid")
+    OLD_TOKEN = (401, "Signature expired. Please log in again.", "token_expired")
+    INACTIVE = (401, "Something went wrong. Please contact us.", "account_inactive")
+    FORBIDDEN = (403, "You do not have permission to do that.", "permission_denied")
+
+    def setUp(self) -> None:
+        """Add one user of each kind, with their tokens, and stop the clock."""
+        super().setUp()
+        self.move_clock(0)
+        self.ordinary = add_user("ordinary", "ordinary@test.com", "test")
+        self.other = add_user("other", "other@test.com", "test")
+        admin = add_user("admin", "admin@test.com", "test", admin=True)
+        resting = add_user("resting", "resting@test.com", "test", admin=True, active=False)
+        self.token = self.ordinary.encode_auth_token(self.ordinary.id)
+        self.admin_token = admin.encode_auth_token(admin.id)
+        expired = tokens.encode(
+            admin.id, key=self.app.config["SECRET_KEY"], now=MORNING, lifetime=timedelta(seconds=3)
+        )
+        self.refusals: dict[str, tuple[dict[str, str], tuple[int, str, str]]] = {
+            "no token": ({}, self.NO_TOKEN),
+            "bad token": (bearer(self.admin_token[:-2]), self.BAD_TOKEN),
+            "expired token": (bearer(expired), self.OLD_TOKEN),
+            "other scheme": ({"Authorization": f"Basic {self.admin_token}"}, self.BAD_TOKEN),
+            "ordinary user": (bearer(self.token), self.FORBIDDEN),
+            "deactivated admin": (bearer(resting.encode_auth_token(resting.id)), self.INACTIVE),
+        }
+
+    def routes(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """Return one request for each thing that only an admin may do."""
+        return [
+            ("GET", "/users", {}),
+            ("GET", "/users?limit=0", {}),
+            ("GET", "/users?after=x", {}),
+            ("HEAD", "/users", {}),
+            ("POST", "/users", {"json": NEW_USER}),
+            ("POST", "/users", {"json": {}}),
+            ("POST", "/users", {"data": b"{", "content_type": "text/plain"}),
+            ("POST", "/users", {"data": b"x" * 70_000, "content_type": "application/json"}),
+            ("GET", f"/users/{self.other.id}", {}),
+            ("GET", f"/users/0{self.ordinary.id}", {}),
+            ("GET", f"/users/{self.other.id + 1_000}", {}),
+            ("GET", "/users/blah", {}),
+        ]
+
+    def test_refusals(self) -> None:
+        """Whoever is no active admin is refused, before anything they sent is looked at."""
+        before = stored_users()
+        for (method, path, body), (caller, (headers, refusal)) in itertools.product(
+            self.routes(), self.refusals.items()
+        ):
+            with self.subTest(caller, method=method, path=path, body=str(body)[:40]):
+                response = self.client.open(path, method=method, headers=headers, **body)
+
+                if method == "HEAD":
+                    self.assertEqual(refusal[0], response.status_code)
+                else:
+                    self.assert_error(response, *refusal)
+        self.assertEqual(before, stored_users())
+
+    def test_self(self) -> None:
+        """A user sees themselves."""
+        response = self.get(f"/users/{self.ordinary.id}", self.token)
+
+        self.assertEqual(200, response.status_code)
+        self.assertEqual(public(self.ordinary), response.get_json()["data"])
+
+    def test_deactivated_self(self) -> None:
+        """A user who is deactivated does not see themselves."""
+        self.ordinary.active = False
+        db.session.commit()
+
+        response = self.get(f"/users/{self.ordinary.id}", self.token)
+
+        self.assert_error(response, *self.INACTIVE)
+
+    def test_admin(self) -> None:
+        """An active admin may do everything; a token gives no more than its user has right now."""
+        headers = bearer(self.admin_token)
+
+        self.assertEqual(4, len(self.get("/users", self.admin_token).get_json()["data"]["users"]))
+        self.assertEqual(200, self.get(f"/users/{self.other.id}", self.admin_token).status_code)
+        added = self.client.post("/users", json=NEW_USER, headers=headers)
+        self.assertEqual(201, added.status_code)
+        self.assert_error(self.get("/users/blah", self.admin_token), *UNKNOWN)
+        self.assert_error(self.get("/users?limit=0", self.admin_token), *INVALID_PAYLOAD)
+        self.assert_error(self.client.post("/users", json={}, headers=headers), *INVALID_PAYLOAD)
+
+        db.session.execute(text("UPDATE users SET admin = (1 = 0)"))
+        db.session.commit()
+        self.assert_error(self.get("/users", self.admin_token), *self.FORBIDDEN)
+
+    def test_open_routes(self) -> None:
+        """The ping, registration and login ask nobody for a token."""
+        self.assertEqual(200, self.get("/ping").status_code)
+        self.register()
+        self.assertEqual(200, self.login().status_code)
