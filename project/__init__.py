@@ -51,7 +51,6 @@ def create_app(settings: str | None = None) -> UsersService:
     app.config.from_object(config.from_environment())
     app.url_map.merge_slashes = False
     logs.configure(readable=app.debug or app.testing)
-    requests.init_app(app)
     passwords.init_app(app)
     database.init_app(app)
     error_handlers.init_app(app)

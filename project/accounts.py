@@ -69,8 +69,7 @@ def _insert(
     username_taken: ServiceError,
     email_taken: ServiceError,
 ) -> User:
-    with passwords.turn():
-        user = User(username=username, email=email, password=password, admin=admin)
+    user = User(username=username, email=email, password=password, admin=admin)
     db.session.add(user)
     try:
         db.session.flush()
@@ -94,15 +93,14 @@ def authenticate(email: str, password: str) -> int:
     AccountInactive when both are right and the user is deactivated. The hash is renewed when the
     configured cost has risen since it was made.
     """
-    with passwords.turn():
-        user = database.fetch_one(_CREDENTIALS, email=email)
-        genuine = passwords.verify(user.password if user else None, password)
-        if user is None or not genuine:
-            raise InvalidCredentials
-        if not user.active:
-            raise AccountInactive
-        renewed = passwords.hash(password) if passwords.needs_rehash(user.password) else None
-    if renewed:
+    user = database.fetch_one(_CREDENTIALS, email=email)
+    genuine = passwords.verify(user.password if user else None, password)
+    if user is None or not genuine:
+        raise InvalidCredentials
+    if not user.active:
+        raise AccountInactive
+    if passwords.needs_rehash(user.password):
+        renewed = passwords.hash(password)
         db.session.execute(
             update(User)
             .where(User.id == user.id, User.password == user.password)

@@ -169,7 +169,7 @@ class PermissionDenied(ServiceError):
 
 
 class Busy(ServiceError):
-    """The line for hashing passwords, or for reading bodies, is full."""
+    """The line for hashing passwords is full."""
 
     status = 503
     code = "busy"

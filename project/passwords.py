@@ -5,18 +5,19 @@ passwords, which is on, feeds it the SHA-256 of the password in hexadecimal inst
 that depend on every byte. A stored hash is therefore good for this service only.
 
 One hash costs a quarter of a second of a core. Two things keep that from everybody else: hashes
-run on threads of their own at a lower priority, and the gate lets in only so many requests.
+run on threads of their own at a lower priority, and the gate lets in only so many requests. It
+stands before the body is read: clients that never finish one hold places, and nothing else.
 """
 
 import contextlib
 import os
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar, cast
 
-from flask import Flask, current_app
+from flask import Flask, current_app, g
 
 from project.errors import Busy
 from project.extensions import bcrypt
@@ -38,15 +39,14 @@ class Gate:
         self._places = threading.BoundedSemaphore(places)
         self._executor = ThreadPoolExecutor(threads, "bcrypt", initializer=_lower_priority)
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold a place; raises Busy at once when there is none."""
+    def enter(self) -> None:
+        """Take a place; raises Busy at once when there is none."""
         if not self._places.acquire(blocking=False):
             raise Busy(retry_after=RETRY_AFTER)
-        try:
-            yield
-        finally:
-            self._places.release()
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._places.release()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `function` returns, called on a hashing thread in the order of asking."""
@@ -73,18 +73,26 @@ def init_app(app: Flask) -> None:
         or max(1, (cores or 1) // app.config["GRANIAN_WORKERS"]),
         places=app.config["GRANIAN_BLOCKING_THREADS"] // 2,
     )
+    app.teardown_appcontext(_end_turn)
 
 
 def _gate() -> Gate:
     return cast(Gate, current_app.extensions["password_gate"])
 
 
-def turn() -> contextlib.AbstractContextManager[None]:
-    """Take a place at the gate for the length of the block.
+def take_turn() -> None:
+    """Take a place at the gate until this request ends; raises Busy at once when it is full.
 
-    A request takes it before any SQL. Raises Busy at once when the line is full.
+    A guard: a view that hashes names it first, so that whoever is refused has cost no SQL and
+    not even the reading of a body.
     """
-    return _gate().turn()
+    _gate().enter()
+    g.has_turn = True
+
+
+def _end_turn(_error: BaseException | None) -> None:
+    if g.pop("has_turn", False):
+        _gate().leave()
 
 
 def hash(password: str) -> str:  # noqa: A001  # it is only ever read as passwords.hash

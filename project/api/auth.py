@@ -3,7 +3,7 @@
 from flask import Response, g
 from flask_openapi3 import APIBlueprint
 
-from project import accounts
+from project import accounts, passwords
 from project.api import guards
 from project.api.models import encode_auth_token
 from project.api.responses import success
@@ -14,6 +14,7 @@ auth_blueprint = APIBlueprint("auth", __name__, url_prefix="/auth")
 
 
 @auth_blueprint.post("/register")
+@guards.required(passwords.take_turn)
 def register_user(body: NewUser) -> Response:
     """Register a user, and log them in."""
     user = accounts.register(body.username, body.email, body.password)
@@ -22,6 +23,7 @@ def register_user(body: NewUser) -> Response:
 
 
 @auth_blueprint.post("/login")
+@guards.required(passwords.take_turn)
 def login_user(body: Credentials) -> Response:
     """Exchange an email and a password for a token."""
     user_id = accounts.authenticate(body.email, body.password)

@@ -1,6 +1,6 @@
 """Who is calling. A guard verifies and raises; it answers nothing.
 
-A view names its guard with `@required(...)`; `speak_first` calls it before the body is read.
+A view names its guards with `@required(...)`; `speak_first` calls them before the body is read.
 """
 
 import re
@@ -29,24 +29,25 @@ _CALLER = select(
 ).where(User.id == bindparam("user_id"))
 
 
-def required(guard: Callable[[], None]) -> Callable[[View], View]:
-    """Return a decorator that names the guard of a view."""
+def required(*guards: Callable[[], None]) -> Callable[[View], View]:
+    """Return a decorator that names the guards of a view, in the order in which they speak."""
 
     def name(view: View) -> View:
-        view.guard = guard  # type: ignore[attr-defined]  # a function takes any attribute
+        view.guards = guards  # type: ignore[attr-defined]  # a function takes any attribute
         return view
 
     return name
 
 
 def speak_first() -> None:
-    """Call the guard of the view that this request is for, when it has one.
+    """Call the guards of the view that this request is for.
 
     OPTIONS asks which methods there are, which is no secret, and carries no token.
     """
-    guard = getattr(current_app.view_functions.get(request.endpoint or ""), "guard", None)
-    if guard is not None and request.method != "OPTIONS":
-        guard()
+    if request.method != "OPTIONS":
+        view = current_app.view_functions.get(request.endpoint or "")
+        for guard in getattr(view, "guards", ()):
+            guard()
 
 
 def authenticate() -> None:

@@ -1,22 +1,23 @@
 """How a request is read, before any view or schema sees it."""
 
-import threading
-from typing import Any, cast
+from typing import Any
 
 import flask
 import orjson
-from flask import Flask, current_app
+from flask import current_app
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
-from project.errors import Busy, InvalidPayload
-
-PATIENCE = 0.05  # seconds to wait for a place; an honest body takes far less
-RETRY_AFTER = 1  # seconds
+from project.errors import InvalidPayload
 
 
 class Request(flask.Request):
-    """A request whose body is a JSON object sent as application/json, or nothing."""
+    """A request whose body is a JSON object sent as application/json, or nothing.
+
+    A WSGI server hands over a thread as soon as it has the headers, and reading a body that its
+    client never finishes blocks that thread for as long as the client likes. So a view with a
+    body names a guard that lets only so many in (see `passwords.take_turn`).
+    """
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
         """Return the object in the body; raises InvalidPayload for anything else.
@@ -24,7 +25,7 @@ class Request(flask.Request):
         The arguments are Flask's and change nothing: no caller gets round this. A body over
         MAX_CONTENT_LENGTH is Werkzeug's RequestEntityTooLarge, whatever is in it.
         """
-        body = cast(BodyReader, current_app.extensions["body_reader"]).read(self)
+        body = self._read()
         if self.mimetype != "application/json":
             raise InvalidPayload(errors={"body": "must be sent as application/json"})
         try:
@@ -35,34 +36,10 @@ class Request(flask.Request):
             raise InvalidPayload(errors={"body": "must be a JSON object"})
         return value
 
-
-class BodyReader:
-    """Reads bodies, only so many at once.
-
-    A WSGI server hands over a thread as soon as it has the headers, and reading a body that its
-    client never finishes blocks that thread for as long as the client likes. Those who read hold
-    at most a quarter of the threads, whatever clients do.
-    """
-
-    def __init__(self, *, threads: int) -> None:
-        self._places = threading.BoundedSemaphore(max(1, threads // 4))
-
-    def read(self, request: Request) -> bytes:
-        """Return the body; raises Busy, or RequestEntityTooLarge over MAX_CONTENT_LENGTH."""
+    def _read(self) -> bytes:
         limit: int = current_app.config["MAX_CONTENT_LENGTH"]
         # One byte more shows that the body goes on; a longer declared length is refused unread.
-        stream = get_input_stream(request.environ, max_content_length=limit + 1)
-        if not self._places.acquire(timeout=PATIENCE):
-            raise Busy(retry_after=RETRY_AFTER)
-        try:
-            body = stream.read()
-        finally:
-            self._places.release()
+        body = get_input_stream(self.environ, max_content_length=limit + 1).read()
         if len(body) > limit:
             raise RequestEntityTooLarge
         return body
-
-
-def init_app(app: Flask) -> None:
-    """Give `app` the reader of its bodies."""
-    app.extensions["body_reader"] = BodyReader(threads=app.config["GRANIAN_BLOCKING_THREADS"])

@@ -1,0 +1,263 @@
+"""HTTP/1.1 load on 127.0.0.1 from one thread: raw sockets, keep-alive, epoll.
+
+`closed` keeps a number of clients busy without pause; `paced` sends at a steady rate, however
+slow the answers are. Run each in a process of its own. Times are in seconds unless named _ms.
+"""
+
+import itertools
+import math
+import select
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+LOST = -1  # in place of a status: the connection closed, or patience ended, before the answer
+BUSY = 503
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back in the measured time."""
+
+    statuses: dict[int, int]  # answers by status
+    lost: int  # requests that got no answer
+    per_second: float  # answers of 200 to 299
+    p50_ms: float  # how long those took
+    p99_ms: float
+
+    @property
+    def busy(self) -> int:
+        """How many answers were 503."""
+        return self.statuses.get(BUSY, 0)
+
+    @property
+    def unexpected(self) -> dict[int, int]:
+        """The answers, by status, that are neither success nor 503."""
+        return {
+            status: count
+            for status, count in self.statuses.items()
+            if status != BUSY and not _succeeded(status)
+        }
+
+
+def closed(
+    port: int,
+    requests: Sequence[bytes],
+    connections: int,
+    seconds: float,
+    *,
+    settle: float = 1.0,
+    once: bool = False,
+    patience: float = 30.0,
+) -> Outcome:
+    """Send on each connection the next request as soon as the last one is answered.
+
+    `requests` go round, or with `once` end the run when they are used up. What is answered in
+    the first `settle` seconds is not counted, nor what is still on its way after `seconds` more;
+    but that is awaited, so that the server is idle when this returns.
+    """
+    supply = iter(requests) if once else itertools.cycle(requests)
+    tally = _Tally()
+    with _Client(port, connections) as client:
+        now = time.monotonic()
+        start = now + settle
+        end = last = start + seconds
+        for connection, request in zip(client.connections, supply, strict=False):
+            client.send(connection, request, now)
+        while client.waiting:
+            for connection, status, since in client.answers(0.5, patience):
+                now = time.monotonic()
+                if start <= now < end:
+                    tally.add(status, now - since)
+                if now < end and (request := next(supply, b"")):
+                    client.send(connection, request, now)
+                else:
+                    last = min(end, now)
+    return tally.outcome(last - start if once else seconds)
+
+
+def paced(
+    port: int,
+    requests: Sequence[bytes],
+    per_second: float,
+    connections: int,
+    seconds: float,
+    *,
+    settle: float = 1.0,
+    patience: float = 30.0,
+) -> Outcome:
+    """Send `per_second` requests a second at equal distances, in turn on whatever is free.
+
+    A request that finds no free connection waits for one, and its latency is counted from the
+    moment it was due: a server that stalls cannot slow the clock that measures it. All that was
+    due after the first `settle` seconds is counted, however late the answer.
+    """
+    supply = itertools.cycle(requests)
+    tally = _Tally()
+    with _Client(port, connections) as client:
+        begin = time.monotonic()
+        schedule = deque(
+            begin + number / per_second for number in range(int((settle + seconds) * per_second))
+        )
+        free = deque(client.connections)  # in turn, so that none is idle until the server closes it
+        while schedule or client.waiting:
+            now = time.monotonic()
+            while free and schedule and schedule[0] <= now:
+                client.send(free.popleft(), next(supply), schedule.popleft())
+            pause = max(0.0, schedule[0] - now) if free and schedule else 0.5
+            for connection, status, since in client.answers(pause, patience):
+                free.append(connection)
+                if since >= begin + settle:
+                    tally.add(status, time.monotonic() - since)
+    return tally.outcome(seconds)
+
+
+def _succeeded(status: int) -> bool:
+    return 200 <= status < 300
+
+
+class _Tally:
+    """The answers of a run: each status, and the latencies of those that succeeded."""
+
+    def __init__(self) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.latencies: list[float] = []
+
+    def add(self, status: int, latency: float) -> None:
+        self.statuses[status] += 1
+        if _succeeded(status):
+            self.latencies.append(latency)
+
+    def outcome(self, seconds: float) -> Outcome:
+        lost = self.statuses.pop(LOST, 0)
+        self.latencies.sort()
+        return Outcome(
+            statuses=dict(self.statuses),
+            lost=lost,
+            per_second=len(self.latencies) / seconds,
+            p50_ms=self._quantile_ms(0.50),
+            p99_ms=self._quantile_ms(0.99),
+        )
+
+    def _quantile_ms(self, share: float) -> float:
+        if not self.latencies:
+            return math.nan
+        return self.latencies[math.ceil(share * len(self.latencies)) - 1] * 1000
+
+
+class _Connection:
+    """One keep-alive connection and the request on it."""
+
+    __slots__ = ("received", "since", "socket")
+
+    def __init__(self, port: int) -> None:
+        self.connect(port)
+
+    def connect(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setblocking(False)
+        self.received = b""
+        self.since = math.inf  # when its request was sent or due; inf: none is on its way
+
+
+class _Client:
+    """Some connections to one server, opened again whenever they close."""
+
+    def __init__(self, port: int, connections: int) -> None:
+        self.waiting = 0  # requests on their way
+        self._port = port
+        self._epoll = select.epoll()
+        self._by_descriptor: dict[int, _Connection] = {}
+        self._checked = time.monotonic()
+        for _ in range(connections):
+            self._register(_Connection(port))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._by_descriptor.values():
+            connection.socket.close()
+        self._epoll.close()
+
+    @property
+    def connections(self) -> list[_Connection]:
+        return list(self._by_descriptor.values())
+
+    def send(self, connection: _Connection, request: bytes, since: float) -> None:
+        connection.since = since
+        self.waiting += 1
+        try:
+            connection.socket.send(request)  # a few hundred bytes always fit
+        except OSError:
+            connection.received = b""  # closed: the next recv says so, and the request is lost
+
+    def answers(self, timeout: float, patience: float) -> Iterator[tuple[_Connection, int, float]]:
+        """Wait up to `timeout` and yield connection, status and `since` of what is done.
+
+        The connection is free, and opened again if it has closed. A request is LOST when
+        its connection closes or `patience` is over before the answer is complete.
+        """
+        select.select([self._epoll], [], [], timeout)  # to the microsecond; epoll's own is to 1 ms
+        for descriptor, _ in self._epoll.poll(0):
+            connection = self._by_descriptor[descriptor]
+            status, close = self._receive(connection)
+            if not status:
+                continue
+            since = connection.since
+            connection.since = math.inf
+            if close:
+                self._reopen(connection)
+            if since < math.inf:  # else a connection that the server closed between requests
+                self.waiting -= 1
+                yield connection, status, since
+        now = time.monotonic()
+        if now - self._checked > 1.0:
+            self._checked = now
+            for connection in self.connections:
+                if now - connection.since > patience:
+                    self.waiting -= 1
+                    since = connection.since
+                    self._reopen(connection)
+                    yield connection, LOST, since
+
+    def _receive(self, connection: _Connection) -> tuple[int, bool]:
+        """Read on: the status, 0 while the answer is incomplete, and whether to close."""
+        try:
+            data = connection.socket.recv(262_144)
+        except BlockingIOError:
+            return 0, False
+        except OSError:
+            data = b""
+        if not data:
+            return LOST, True
+        if connection.received:
+            data = connection.received + data
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            connection.received = data
+            return 0, False
+        head = data[:end].lower()
+        at = head.find(b"\r\ncontent-length:")
+        if at < 0:
+            raise ValueError(f"an answer without Content-Length: {head!r}")
+        length = int(head[at + 17 :].split(b"\r\n", 1)[0])
+        if len(data) < end + 4 + length:
+            connection.received = data
+            return 0, False
+        connection.received = b""
+        return int(head[9:12]), b"\r\nconnection: close" in head
+
+    def _register(self, connection: _Connection) -> None:
+        self._by_descriptor[connection.socket.fileno()] = connection
+        self._epoll.register(connection.socket, select.EPOLLIN)
+
+    def _reopen(self, connection: _Connection) -> None:
+        del self._by_descriptor[connection.socket.fileno()]
+        connection.socket.close()
+        connection.connect(self._port)
+        self._register(connection)

@@ -1,0 +1,592 @@
+"""Measure the service beside the plain reference application: python -m bench.run --help.
+
+Both stand on the same PostgreSQL server, each with a database of its own, and take turns under
+the same load; what counts is the median of the ratios of the turns.
+"""
+
+import argparse
+import json
+import os
+import platform
+import secrets
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from types import FrameType
+from urllib.request import Request, urlopen
+
+import bcrypt
+import psycopg2
+from psycopg2 import sql
+from sqlalchemy import URL, make_url
+
+from bench.load import Outcome, closed, paced
+from project.config import BaseConfig
+from project.tests.pgproxy import PostgresProxy
+
+ROOT = Path(__file__).resolve().parent.parent
+CONNECTIONS = 16
+USERS = 1_000  # registered before the measurements, at the lowest cost
+LOGGING_IN = 16  # users who log in and ask for their status
+PASSWORD = "correct horse battery staple"
+LOW_COST, HIGH_COST = 4, 12
+REGISTRATIONS_PER_SECOND = 2_000  # more than can be
+STATUS_PER_SECOND, STATUS_CONNECTIONS = 50, 4
+WARM_REQUESTS, COUNTED_REQUESTS = 5, 4
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A program under test; `environment` gives its variables from port and processes."""
+
+    name: str
+    serve: list[str]
+    environment: Callable[[int, int], dict[str, str]]
+    workers: int
+    prepare: list[str] = field(default_factory=list)  # makes the tables, where `serve` does not
+
+
+@dataclass
+class Server:
+    """A contender that runs, and the requests that its users can make."""
+
+    contender: Contender
+    port: int
+    pid: int
+    logins: list[bytes] = field(default_factory=list)
+    statuses: list[bytes] = field(default_factory=list)
+
+    def memory(self) -> float:
+        """Return the MiB that its processes hold, shared pages divided among the sharers."""
+        kibibytes = 0
+        for pid in _session(self.pid):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            kibibytes += int(rollup.split("\nPss:")[1].split()[0])
+        return kibibytes / 1024
+
+
+@dataclass(frozen=True)
+class Load:
+    """One line of the table: what is asked, at which bcrypt cost."""
+
+    name: str
+    cost: int
+    requests: Callable[[Server, float], list[bytes]]  # the float: seconds
+    storm: int = 0  # clients that log in without pause while `requests` come at a steady rate
+
+    def run(self, server: Server, seconds: float, pool: ProcessPoolExecutor) -> "Turn":
+        """Put the load on `server` for `seconds`, from processes of their own."""
+        if self.cost == HIGH_COST:
+            seconds *= 2  # a few answers a second make a coarse rate
+        requests = self.requests(server, seconds)
+        if not self.storm:
+            once = self.name == "register"
+            settle = min(1.0, seconds / 2)
+            future = pool.submit(
+                closed, server.port, requests, CONNECTIONS, seconds, settle=settle, once=once
+            )
+            return Turn(future.result(), server.memory())
+        storm = pool.submit(closed, server.port, server.logins, self.storm, seconds)
+        steady = pool.submit(
+            paced, server.port, requests, STATUS_PER_SECOND, STATUS_CONNECTIONS, seconds
+        )
+        return Turn(steady.result(), server.memory(), storm.result())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one contender did in one round of a load."""
+
+    outcome: Outcome
+    memory: float  # MiB
+    storm: Outcome | None = None
+
+
+LOADS = [
+    Load("ping", LOW_COST, lambda *_: [http("GET", "/ping")]),
+    Load("status", LOW_COST, lambda server, _: server.statuses),
+    Load("users", LOW_COST, lambda *_: [http("GET", "/users?limit=50")]),
+    Load("login", LOW_COST, lambda server, _: server.logins),
+    Load(
+        "register",
+        LOW_COST,
+        lambda _, seconds: registrations(int((seconds + 1) * REGISTRATIONS_PER_SECOND)),
+    ),
+    Load("login-12", HIGH_COST, lambda server, _: server.logins),
+    Load("storm-8", HIGH_COST, lambda server, _: server.statuses, storm=8),
+    Load("storm-40", HIGH_COST, lambda server, _: server.statuses, storm=40),
+]
+
+
+def service(workers: int, threads: int) -> Contender:
+    """Return the service as production runs it."""
+    return Contender(
+        name="service",
+        serve=[sys.executable, "manage.py", "serve"],
+        environment=lambda port, workers: {
+            "APP_SETTINGS": "project.config.ProductionConfig",
+            "USERS_API_OPEN": "true",
+            "GRANIAN_HOST": "127.0.0.1",
+            "GRANIAN_PORT": str(port),
+            "GRANIAN_WORKERS": str(workers),
+            "GRANIAN_BLOCKING_THREADS": str(threads),
+            "GRANIAN_LOG_LEVEL": "warning",
+        },
+        workers=workers,
+    )
+
+
+def reference() -> Contender:
+    """Return the plain application, served the ordinary way: 2 processes of 4 threads."""
+    return Contender(
+        name="reference",
+        serve=[
+            *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "4"),
+            *("--log-level", "warning", "bench.reference:app"),
+        ],
+        prepare=[sys.executable, "-m", "bench.reference"],
+        environment=lambda port, workers: {
+            "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port} --workers {workers}"
+        },
+        workers=2,
+    )
+
+
+def http(
+    method: str, path: str, body: object = None, token: str = "", host: str = "127.0.0.1"
+) -> bytes:
+    """Return an HTTP/1.1 request, `body` sent as JSON, `token` as the bearer."""
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}"]
+    if token:
+        lines.append(f"Authorization: Bearer {token}")
+    content = b""
+    if body is not None:
+        content = json.dumps(body).encode()
+        lines += [f"{key}: {value}" for key, value in JSON.items()]
+        lines.append(f"Content-Length: {len(content)}")
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def registrations(count: int) -> list[bytes]:
+    """Return requests that register `count` users whom nobody has registered before."""
+    return [http("POST", "/auth/register", new_user()) for _ in range(count)]
+
+
+def new_user() -> dict[str, str]:
+    """Return what somebody new sends to register."""
+    name = f"user-{secrets.token_hex(8)}"
+    return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+
+
+@contextmanager
+def database(server_url: URL) -> Iterator[URL]:
+    """Make a database on the server, and drop it at the end."""
+    name = f"bench_{secrets.token_hex(6)}"
+    _administer(server_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        yield server_url.set(drivername="postgresql+psycopg2", database=name)
+    finally:
+        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+        _administer(server_url, drop)
+
+
+def _administer(server_url: URL, statement: sql.Composable) -> None:
+    connection = psycopg2.connect(_text(server_url.set(drivername="postgresql")))
+    try:
+        connection.autocommit = True
+        connection.cursor().execute(statement)
+    finally:
+        connection.close()
+
+
+def _text(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+@contextmanager
+def serving(
+    contender: Contender, database_url: URL, cost: int, workers: int | None = None
+) -> Iterator[Server]:
+    """Start a contender on a database that it brings up to date first; stop it at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "SECRET_KEY": secrets.token_hex(32),
+        "DATABASE_URL": _text(database_url),
+        "BCRYPT_LOG_ROUNDS": str(cost),
+        **contender.environment(port, workers or contender.workers),
+    }
+    with tempfile.TemporaryFile("w+") as log, ExitStack() as stack:
+
+        def start(command: list[str]) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+        try:
+            if contender.prepare and start(contender.prepare).wait(60):
+                raise RuntimeError(f"{contender.name}: the tables were not made")
+            process = start(contender.serve)
+            stack.callback(_stop, process)
+            _await_ping(process, port)
+        except (RuntimeError, subprocess.TimeoutExpired):
+            log.seek(0)
+            say(log.read())
+            raise
+        yield Server(contender, port, process.pid)
+
+
+def _await_ping(process: subprocess.Popen[bytes], port: int) -> None:
+    """Return when the server answers; raises RuntimeError when it ends or takes 30 seconds."""
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError("the server did not start")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and every process of its session: asked first, forced after 10 seconds."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    for pid in _session(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _session(leader: int) -> list[int]:
+    """Return the ids of the processes whose session `leader` began."""
+    pids = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            pids.append(int(stat.parent.name))
+    return pids
+
+
+def populate(server: Server) -> None:
+    """Register the users who log in and ask for their status."""
+    for _ in range(LOGGING_IN):
+        user = new_user()
+        token = _post(server.port, "/auth/register", user)["auth_token"]
+        server.statuses.append(http("GET", "/auth/status", token=token))
+        del user["username"]
+        server.logins.append(http("POST", "/auth/login", user))
+
+
+def _post(port: int, path: str, body: object) -> dict[str, str]:
+    request = Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), JSON)
+    with urlopen(request, timeout=30) as answer:  # noqa: S310  # it is http
+        parsed: dict[str, str] = json.load(answer)
+    return parsed
+
+
+def fill(server: Server) -> None:
+    """Register USERS users."""
+    outcome = closed(server.port, registrations(USERS), 4, 120, settle=0, once=True)
+    if outcome.statuses != {201: USERS}:
+        raise RuntimeError(f"{server.contender.name} did not register the users: {outcome}")
+
+
+def count_statements(
+    contender: Contender, database_url: URL, loads: Sequence[Load]
+) -> dict[str, list[list[str]]]:
+    """Return the SQL that each of some warm requests sent, by the name of the load.
+
+    Warm: sent to a server of one process whose connections to the database stand.
+    """
+    counted: dict[str, list[list[str]]] = {}
+    upstream = database_url.host or "127.0.0.1", database_url.port or 5432
+    with (
+        PostgresProxy(*upstream) as proxy,
+        serving(
+            contender, database_url.set(host="127.0.0.1", port=proxy.port), LOW_COST, workers=1
+        ) as server,
+    ):
+        populate(server)
+        for load in loads:
+            requests = load.requests(server, 1)[: WARM_REQUESTS + COUNTED_REQUESTS]
+            while len(requests) < WARM_REQUESTS + COUNTED_REQUESTS:
+                requests = requests * 2
+            closed(server.port, requests[:WARM_REQUESTS], 1, 10, settle=0, once=True)
+            counted[load.name] = []
+            for request in requests[WARM_REQUESTS : WARM_REQUESTS + COUNTED_REQUESTS]:
+                proxy.clear()
+                closed(server.port, [request], 1, 10, settle=0, once=True)
+                time.sleep(0.05)  # what the server does after its answer
+                counted[load.name].append(proxy.statements)
+    return counted
+
+
+def bcrypt_limit(cost: int, seconds: float) -> float:
+    """Return the hashes a second that this machine checks with a thread on every core."""
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(cost))
+    durations: list[float] = []
+
+    def check() -> None:
+        until = time.monotonic() + seconds
+        while (start := time.monotonic()) < until:
+            bcrypt.checkpw(PASSWORD.encode(), hashed)
+            durations.append(time.monotonic() - start)
+
+    threads = [threading.Thread(target=check) for _ in range(_cores())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(threads) / statistics.fmean(durations)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass
+class Row:
+    """All that is known of one load: the turns of both contenders, round by round."""
+
+    load: Load
+    turns: dict[str, list[Turn]]
+    limits: list[float]  # bcrypt_limit beside each round, for the logins at the high cost
+    statements: dict[str, list[list[str]]]
+
+    def median(self, name: str, value: Callable[[Turn], float]) -> float:
+        """Return the median of `value` over the turns of a contender."""
+        return statistics.median(value(turn) for turn in self.turns[name])
+
+    def ratios(self, value: Callable[[Turn], float]) -> list[float]:
+        """Return service through reference, by round, in order of size."""
+        pairs = zip(self.turns["service"], self.turns["reference"], strict=True)
+        return sorted(
+            value(ours) / value(theirs) if value(theirs) else float("inf") for ours, theirs in pairs
+        )
+
+    def ratio(self, value: Callable[[Turn], float]) -> str:
+        """Return the median ratio, and the lowest and the highest."""
+        ratios = self.ratios(value)
+        return f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+    def pair(self, value: Callable[[Turn], float], digits: int = 0) -> str:
+        """Return the medians of service and reference."""
+        return " / ".join(
+            f"{self.median(name, value):,.{digits}f}" for name in ("service", "reference")
+        )
+
+    def sql(self) -> str:
+        """Return the statements per request of service and reference."""
+        return " / ".join(
+            f"{statistics.fmean(map(len, self.statements[name])):g}"
+            for name in ("service", "reference")
+        )
+
+    def others(self) -> str:
+        """Return what else came back, in all turns together; empty when nothing did."""
+        found = []
+        for name, turns in self.turns.items():
+            outcomes = [turn.outcome for turn in turns]
+            busy = sum(outcome.busy for outcome in outcomes)
+            lost = sum(outcome.lost for outcome in outcomes)
+            unexpected = [outcome.unexpected for outcome in outcomes if outcome.unexpected]
+            if busy or lost or unexpected:
+                found.append(f"{name}: {busy} busy, {lost} lost, {unexpected or 'no'} others")
+        return "; ".join(found)
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Return what each load that was asked for gave."""
+    chosen = [load for load in LOADS if load.name in options.only]
+    contenders = [service(options.workers, options.threads), reference()]
+    rows = [Row(load, {c.name: [] for c in contenders}, [], {}) for load in chosen]
+    with ExitStack() as stack:
+        pool = stack.enter_context(ProcessPoolExecutor(2, get_context("spawn")))
+        databases = [
+            stack.enter_context(database(make_url(options.database_url))) for _ in contenders
+        ]
+        counted = [load for load in chosen if load.cost == LOW_COST]
+        for contender, url in zip(contenders, databases, strict=True):
+            if counted:
+                say(f"statements: {contender.name}")
+                statements = count_statements(contender, url, counted)
+                for row in rows:
+                    row.statements[contender.name] = statements.get(row.load.name, [])
+        for cost in (LOW_COST, HIGH_COST):
+            if group := [row for row in rows if row.load.cost == cost]:
+                with ExitStack() as running:
+                    servers = [
+                        running.enter_context(serving(contender, url, cost))
+                        for contender, url in zip(contenders, databases, strict=True)
+                    ]
+                    for server in servers:
+                        populate(server)
+                        if cost == LOW_COST:
+                            fill(server)
+                    for row in group:
+                        take_turns(row, servers, options, pool)
+    return rows
+
+
+def take_turns(
+    row: Row, servers: list[Server], options: argparse.Namespace, pool: ProcessPoolExecutor
+) -> None:
+    """Put one load on each server in turn, round by round."""
+    for number in range(options.rounds):
+        for server in servers:
+            turn = row.load.run(server, options.seconds, pool)
+            row.turns[server.contender.name].append(turn)
+            say(f"{row.load.name} {number + 1}/{options.rounds} {server.contender.name}: {turn}")
+        if row.load.cost == HIGH_COST and not row.load.storm:
+            row.limits.append(bcrypt_limit(HIGH_COST, 2 * options.seconds))
+
+
+def report(rows: list[Row], options: argparse.Namespace) -> str:
+    """Return the tables in Markdown."""
+    machine = (
+        f"{_cores()} cores, Python {platform.python_version()},"
+        f" PostgreSQL {_postgresql_version(make_url(options.database_url))};"
+        f" service: Granian, {options.workers} processes of {options.threads} threads;"
+        f" reference: gunicorn gthread, 2 processes of 4;"
+        f" {options.rounds} rounds of {options.seconds:g} s (at cost 12 twice that)."
+        " Service / reference, medians; ratios with the lowest and the highest."
+    )
+    plain = [row for row in rows if not row.load.storm]
+    storms = [row for row in rows if row.load.storm]
+    lines = [machine]
+    if plain:
+        lines += [
+            "",
+            f"| {CONNECTIONS} connections | requests/s | ratio | p50 ms | p99 ms | MiB | SQL |",
+            "|---|---|---|---|---|---|---|",
+            *map(_plain_line, plain),
+        ]
+    if storms:
+        lines += [
+            "",
+            f"| {STATUS_PER_SECOND} status/s | p50 ms | p99 ms | logins/s | 503 | lost | MiB |",
+            "|---|---|---|---|---|---|---|",
+            *map(_storm_line, storms),
+        ]
+    notes = [f"- {row.load.name}: {row.others()}" for row in rows if row.others()]
+    for row in rows:
+        if row.limits:
+            limit = statistics.median(row.limits)
+            shares = (row.median(name, _per_second) / limit for name in row.turns)
+            notes.append(
+                f"- {row.load.name}: bcrypt alone does {limit:.2f} a second on these cores;"
+                f" service / reference reach {' / '.join(f'{share:.0%}' for share in shares)}"
+            )
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def _per_second(turn: Turn) -> float:
+    return turn.outcome.per_second
+
+
+def _plain_line(row: Row) -> str:
+    cells = [
+        row.load.name,
+        row.pair(_per_second, digits=1 if row.load.cost == HIGH_COST else 0),
+        row.ratio(_per_second),
+        row.pair(lambda turn: turn.outcome.p50_ms, digits=1),
+        row.pair(lambda turn: turn.outcome.p99_ms, digits=1),
+        row.pair(lambda turn: turn.memory),
+        row.sql() if row.load.cost == LOW_COST else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _storm_line(row: Row) -> str:
+    def storm(value: Callable[[Outcome], float]) -> Callable[[Turn], float]:
+        return lambda turn: value(turn.storm) if turn.storm else 0.0
+
+    cells = [
+        row.load.name,
+        row.pair(lambda turn: turn.outcome.p50_ms, digits=1),
+        row.pair(lambda turn: turn.outcome.p99_ms, digits=1),
+        row.pair(storm(lambda outcome: outcome.per_second), digits=1),
+        row.pair(storm(lambda outcome: outcome.busy)),
+        row.pair(lambda turn: turn.outcome.lost + (turn.storm.lost if turn.storm else 0)),
+        row.pair(lambda turn: turn.memory),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _postgresql_version(server_url: URL) -> str:
+    connection = psycopg2.connect(_text(server_url.set(drivername="postgresql")))
+    version = connection.info.server_version
+    connection.close()
+    return f"{version // 10_000}.{version % 10_000}"
+
+
+def say(text: str) -> None:
+    """Tell the person who waits how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    names = [load.name for load in LOADS]
+    fields = BaseConfig.model_fields
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of one turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each under each load")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument(
+        "--database-url",
+        default="postgresql://postgres@127.0.0.1:5432/postgres",
+        help="a PostgreSQL server on which databases may be made and dropped",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=fields["GRANIAN_WORKERS"].default, help="processes"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=fields["GRANIAN_BLOCKING_THREADS"].default, help="in each"
+    )
+    parser.add_argument("--output", type=Path, help="where to write the tables, in Markdown")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the SQL texts")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse()
+    signal.signal(signal.SIGTERM, _leave)
+    rows = measure(options)
+    text = report(rows, options)
+    print(text)
+    if options.verbose:
+        for row in rows:
+            for name, requests in row.statements.items():
+                for statement in requests[-1:]:
+                    print(row.load.name, name, json.dumps(statement, indent=2))
+    if options.output:
+        options.output.write_text(text)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """End with every server stopped and every database dropped."""
+    sys.exit("stopped")
+
+
+if __name__ == "__main__":
+    main()
