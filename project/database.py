@@ -4,10 +4,12 @@
 an engine of their own in AUTOCOMMIT: one round trip where a transaction would take three.
 """
 
+import contextlib
 import os
 import select
 import socket
 import sqlite3
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ READ = "read"  # the bind key of the reading engine
 
 POOL_TIMEOUT = 3  # seconds to wait for a connection of the pool
 POOL_RECYCLE = 1_800  # seconds a connection lives
+SUSPICION = 0.5  # seconds after which PostgreSQL may be hanging
 ANSWER_TIMEOUT = 2.0  # seconds to wait for PostgreSQL to connect, or to answer one statement
 BUSY_TIMEOUT = 3.0  # seconds to wait for SQLite's lock
 
@@ -43,30 +46,52 @@ class PatientConnection(psycopg2.extensions.connection):
     answer_timeout: float | None = ANSWER_TIMEOUT
 
 
-def _wait(connection: psycopg2.extensions.connection) -> None:
-    """Wait until libpq has the answer, or cut the connection when its time is over.
+class AnswerTimeout(psycopg2.OperationalError):
+    """PostgreSQL did not answer in time; the connection has been cut."""
+
+
+class Patience:
+    """How long, and how many at once, wait for PostgreSQL.
 
     libpq by itself waits for ever on a server that hangs but whose machine still acknowledges.
-    psycopg2 calls this in place of that wait, for the connect as for every statement, and raises
-    OperationalError for a connection that was cut:
+    psycopg2 calls this in place of that wait, for the connect as for every statement:
     https://www.psycopg.org/docs/advanced.html#support-for-coroutine-libraries
     """
-    timeout = getattr(connection, "answer_timeout", None)
-    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
-        poller = select.poll()
-        reading = state == psycopg2.extensions.POLL_READ
-        poller.register(connection.fileno(), select.POLLIN if reading else select.POLLOUT)
-        if not poller.poll(None if timeout is None else timeout * 1000):
-            _cut(connection.fileno())
+
+    def __init__(self, places: int) -> None:
+        self._places = threading.BoundedSemaphore(places)
+
+    def wait(self, connection: psycopg2.extensions.connection) -> None:
+        """Wait until libpq has the answer; raises AnswerTimeout when its time is over.
+
+        After SUSPICION seconds only so many go on waiting: threads that do not need the database
+        stay free while it hangs.
+        """
+        timeout = getattr(connection, "answer_timeout", None)
+        while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+            poller = select.poll()
+            reading = state == psycopg2.extensions.POLL_READ
+            poller.register(connection.fileno(), select.POLLIN if reading else select.POLLOUT)
+            if not (poller.poll(SUSPICION * 1000) or self._wait_longer(poller, timeout)):
+                _cut(connection.fileno())
+                raise AnswerTimeout("the database did not answer in time")
+
+    def _wait_longer(self, poller: "select.poll", timeout: float | None) -> bool:
+        """Wait for what is left of `timeout` seconds, if there is a place to; None is for ever."""
+        if timeout is None:
+            return bool(poller.poll())
+        if not self._places.acquire(blocking=False):
+            return False
+        try:
+            return bool(poller.poll(max(0.0, timeout - SUSPICION) * 1000))
+        finally:
+            self._places.release()
 
 
 def _cut(descriptor: int) -> None:
-    """Shut a socket down, so that libpq finds it closed; closing the connection would wait too."""
-    with socket.socket(fileno=os.dup(descriptor)) as line:
-        try:
-            line.shutdown(socket.SHUT_RDWR)
-        except OSError:  # not even connected yet
-            raise psycopg2.OperationalError("the database cannot be reached in time") from None
+    """Shut a socket down: what then closes the connection finds nothing left to wait for."""
+    with socket.socket(fileno=os.dup(descriptor)) as line, contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)  # refused where it was not even connected yet
 
 
 def _postgresql_options(pool_size: int) -> dict[str, Any]:
@@ -108,7 +133,7 @@ def init_app(app: Flask) -> None:
     migrate.init_app(app)
     with app.app_context():
         if postgresql:
-            psycopg2.extensions.set_wait_callback(_wait)
+            psycopg2.extensions.set_wait_callback(Patience(max(1, pool_size // 2)).wait)
             event.listen(db.engine, "handle_error", _drop_read_only_connections)
         else:
             event.listen(db.engine, "connect", _prepare_sqlite_writer)
@@ -172,7 +197,7 @@ def fetch_all(statement: Executable, **parameters: object) -> Sequence[Row[Any]]
     try:
         return _fetch_all(engine, statement, parameters)
     except DBAPIError as error:
-        if not error.connection_invalidated:
+        if not error.connection_invalidated or isinstance(error.orig, AnswerTimeout):
             raise
     return _fetch_all(engine, statement, parameters)
 

@@ -120,7 +120,10 @@ class TestFarAway(ScratchTestCase):
         token = self.register()
         self.get("/auth/status", token)
         self.proxy.freeze()
-        with mock.patch.object(database.PatientConnection, "answer_timeout", 0.1):
+        with (
+            mock.patch.object(database.PatientConnection, "answer_timeout", 0.1),
+            mock.patch.object(database, "SUSPICION", 0.05),
+        ):
             for name in ("old", "new"):
                 with self.subTest(name):
                     started = time.monotonic()
@@ -132,6 +135,32 @@ class TestFarAway(ScratchTestCase):
         self.proxy.thaw()
         self.assertEqual(200, self.get("/auth/status", token).status_code)
         self.assertEqual(201, self.add("later").status_code)
+
+    def test_hanging_database_holds_half_of_the_threads(self) -> None:
+        """While some wait for a database that hangs, the others are told early."""
+        token = self.register()
+        places = self.app.config["GRANIAN_BLOCKING_THREADS"] // 2
+        durations = []
+
+        def ask() -> None:
+            started = time.monotonic()
+            self.assert_unavailable(self.get("/auth/status", token))
+            durations.append(time.monotonic() - started)
+
+        threads = [threading.Thread(target=ask) for _ in range(2 * places)]
+        with (
+            mock.patch.object(database.PatientConnection, "answer_timeout", 1.5),
+            mock.patch.object(database, "SUSPICION", 0.1),
+        ):
+            self.proxy.freeze()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.proxy.thaw()
+
+        self.assertEqual(places, sum(duration < 1 for duration in durations), durations)
+        self.assertEqual(places, sum(1.4 < duration < 3 for duration in durations), durations)
 
     def test_waits_add_up_to_less_than_five_seconds(self) -> None:
         """The longest way to a 503 is an old connection that hangs, then a new one that does."""
