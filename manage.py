@@ -15,6 +15,7 @@ from flask import current_app
 from flask_script_ng import Command, Manager, Server, Shell
 from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 
 from project import UsersService, accounts, create_app, db
 from project.api import schemas
@@ -96,6 +97,7 @@ def serve() -> None:
     db.engine.dispose()
     settings = {
         "GRANIAN_PORT": "5000",
+        "GRANIAN_HTTP": "1",
         "GRANIAN_WORKERS": str(current_app.config["GRANIAN_WORKERS"]),
         "GRANIAN_BLOCKING_THREADS": str(current_app.config["GRANIAN_BLOCKING_THREADS"]),
         "GRANIAN_RESPAWN_FAILED_WORKERS": "true",
@@ -159,4 +161,7 @@ def describe(error: ServiceError) -> str:
 
 
 if __name__ == "__main__":
-    manager.run()
+    try:
+        manager.run()
+    except OperationalError as error:
+        sys.exit(f"The database cannot be used: {str(error.orig).strip().splitlines()[0]}")

@@ -57,8 +57,8 @@ def create_app(settings: str | None = None) -> UsersService:
     app.config.from_object(config.from_environment())
     app.url_map.merge_slashes = False
     logs.configure(readable=app.debug or app.testing)
-    passwords.init_app(app)
     database.init_app(app)
+    passwords.init_app(app)
     error_handlers.init_app(app)
     app.before_request(guards.speak_first)
     app.register_api(users_blueprint)
@@ -71,7 +71,7 @@ def _config_class(path: str) -> type[BaseConfig]:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+    except (ImportError, AttributeError, TypeError, ValueError):
         found = None
     if not (isinstance(found, type) and issubclass(found, BaseConfig)):
         raise ConfigurationError(

@@ -74,16 +74,19 @@ def _insert(
     try:
         db.session.flush()
     except IntegrityError as error:
-        raise (username_taken if _violated(error) == "username_key" else email_taken) from None
+        violated = _violated_constraint(error)
+        if "username_key" in violated:
+            raise username_taken from None
+        if "email" in violated:
+            raise email_taken from None
+        raise
     return user
 
 
-def _violated(error: IntegrityError) -> str:
-    """Return the column of `users` that had to be unique: "email" or "username_key"."""
-    # PostgreSQL names the constraint, SQLite the column; neither text holds a value.
+def _violated_constraint(error: IntegrityError) -> str:
+    """Return a text that names the constraint on PostgreSQL, the column on SQLite, and no value."""
     diagnostics = getattr(error.orig, "diag", None)
-    text = diagnostics.constraint_name if diagnostics else str(error.orig)
-    return "username_key" if "username_key" in text else "email"
+    return str(diagnostics.constraint_name if diagnostics else error.orig)
 
 
 def authenticate(email: str, password: str) -> int:

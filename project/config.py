@@ -97,6 +97,15 @@ def _development_key() -> str:
     return key
 
 
+def _strong_key(key: str) -> str:
+    """Return `key` if nobody could guess it; the complaint never shows it."""
+    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
+        raise ValueError(f"is shorter than {MIN_SECRET_KEY_BYTES} bytes")
+    if _WELL_KNOWN_KEYS.search(key) or len(set(key)) < _MIN_DISTINCT_CHARACTERS:
+        raise ValueError("is a well-known or trivial key; make a random one")
+    return key
+
+
 class BaseConfig(BaseModel):
     """What every environment has in common; a field is read from the variable of its name."""
 
@@ -108,7 +117,9 @@ class BaseConfig(BaseModel):
     BCRYPT_HANDLE_LONG_PASSWORDS: ClassVar[bool] = True
     MAX_CONTENT_LENGTH: ClassVar[int] = 64 * 1024
 
-    SECRET_KEY: str = Field(description="signs the tokens; at least 32 bytes in production")
+    SECRET_KEY: Annotated[str, AfterValidator(_strong_key)] = Field(
+        description="signs the tokens; at least 32 bytes in production"
+    )
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         validation_alias="DATABASE_URL",
         description="where the data is; an SQLite file in instance/ when none is given",
@@ -120,6 +131,9 @@ class BaseConfig(BaseModel):
     BCRYPT_LOG_ROUNDS: int = Field(13, ge=4, le=31, description="cost of a password's hash, log2")
     BCRYPT_THREADS: int | None = Field(
         None, ge=1, le=64, description="hashes at once per process; its share of the cores if unset"
+    )
+    BODY_TIMEOUT: int = Field(
+        30, ge=1, le=3_600, description="seconds of silence in the middle of a body"
     )
     USERS_API_OPEN: bool = Field(False, description="whether /users answers without a token")
     GRANIAN_WORKERS: int = Field(2, ge=1, le=256, description="server processes")
@@ -208,16 +222,5 @@ class TestingConfig(BaseConfig):
         return super().from_environment(environment)
 
 
-def _strong_key(key: str) -> str:
-    """Return `key` if nobody could guess it; the complaint never shows it."""
-    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
-        raise ValueError(f"is shorter than {MIN_SECRET_KEY_BYTES} bytes")
-    if _WELL_KNOWN_KEYS.search(key) or len(set(key)) < _MIN_DISTINCT_CHARACTERS:
-        raise ValueError("is a well-known or trivial key; make a random one")
-    return key
-
-
 class ProductionConfig(BaseConfig):
     """In front of real people: no secret and no database is ever assumed."""
-
-    SECRET_KEY: Annotated[str, AfterValidator(_strong_key)]

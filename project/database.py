@@ -127,7 +127,8 @@ def init_app(app: Flask) -> None:
     options["hide_parameters"] = True
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options | {"pool_pre_ping": postgresql}
     app.config["SQLALCHEMY_BINDS"] = {
-        READ: options | {"url": url, "isolation_level": "AUTOCOMMIT"},
+        # What is in no transaction needs no rollback when it goes back to the pool.
+        READ: options | {"url": url, "isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None},
     }
     db.init_app(app)
     migrate.init_app(app)

@@ -3,6 +3,8 @@
 Nothing secret is ever handed to a log call: no password, no hash, no token.
 """
 
+import logging
+
 import structlog
 
 
@@ -15,5 +17,9 @@ def configure(*, readable: bool) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(),
         ],
+        # One write a line: the server's processes share the output.
+        logger_factory=structlog.WriteLoggerFactory(),
         cache_logger_on_first_use=True,
     )
+    # SQLAlchemy's own complaints quote statements and rows; what matters of them is raised too.
+    logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)

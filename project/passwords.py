@@ -26,6 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_BYTES = 1_024
+LONGEST_DECOMPOSED = 4  # characters that NFC makes one, at most
 NICENESS = 5
 RETRY_AFTER = 1  # seconds
 # The salt and the digest of a hash that no password has.
@@ -116,5 +117,11 @@ def needs_rehash(hashed: str) -> bool:
 
 
 def normalize(password: str) -> str:
-    """Return the NFC of `password`, so that it is the same on every keyboard (NIST SP 800-63B)."""
+    """Return the NFC of `password`, so that it is the same on every keyboard (NIST SP 800-63B).
+
+    What is longer than any password of MAX_BYTES could have been before is left as it is: it is
+    nobody's, and normalizing takes the square of the length.
+    """
+    if len(password) > LONGEST_DECOMPOSED * MAX_BYTES:
+        return password
     return unicodedata.normalize("NFC", password)

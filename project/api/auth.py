@@ -3,8 +3,8 @@
 from flask import Response, g
 from flask_openapi3 import APIBlueprint
 
-from project import accounts, passwords
-from project.api import guards
+from project import accounts
+from project.api import guards, requests
 from project.api.models import encode_auth_token
 from project.api.responses import success
 from project.api.schemas import Credentials, NewUser
@@ -14,7 +14,7 @@ auth_blueprint = APIBlueprint("auth", __name__, url_prefix="/auth")
 
 
 @auth_blueprint.post("/register")
-@guards.required(passwords.take_turn)
+@guards.required(requests.take_turn)
 def register_user(body: NewUser) -> Response:
     """Register a user, and log them in."""
     user = accounts.register(body.username, body.email, body.password)
@@ -23,7 +23,7 @@ def register_user(body: NewUser) -> Response:
 
 
 @auth_blueprint.post("/login")
-@guards.required(passwords.take_turn)
+@guards.required(requests.take_turn)
 def login_user(body: Credentials) -> Response:
     """Exchange an email and a password for a token."""
     user_id = accounts.authenticate(body.email, body.password)

@@ -21,6 +21,9 @@ from project import clock, passwords, tokens
 from project.errors import TokenExpired, TokenInvalid
 from project.extensions import db
 
+# As it was written: 128 characters after NFKC can be four times as many before it.
+MAX_STORED_USERNAME = 512
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware moment in UTC, on databases that keep time zones and on those that do not."""
@@ -55,9 +58,8 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
     __tablename__ = "users"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    # As it was written: 128 characters after NFKC can be four times as many before it.
-    username: Mapped[str] = mapped_column(String(512))
-    username_key: Mapped[str] = mapped_column(String(512))
+    username: Mapped[str] = mapped_column(String(MAX_STORED_USERNAME))
+    username_key: Mapped[str] = mapped_column(String(MAX_STORED_USERNAME))
     email: Mapped[str] = mapped_column(String(128))
     password: Mapped[str] = mapped_column(String(255))
     active: Mapped[bool] = mapped_column(default=True, server_default=true())

@@ -1,5 +1,17 @@
-"""How a request is read, before any view or schema sees it."""
+"""How a request is read, before any view or schema sees it.
 
+A WSGI server hands over a thread as soon as it has the headers, and reading a body that its client
+never finishes blocks that thread for as long as the client likes. So a view with a body names
+`take_turn` as its first guard: only so many are let in, and silent ones are hung up on.
+"""
+
+import contextlib
+import math
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -8,16 +20,16 @@ from flask import current_app
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
-from project.errors import InvalidPayload
+from project import passwords
+from project.errors import Busy, InvalidPayload
+
+_TCP_INFO_LAST_DATA_RECV = slice(52, 56)  # milliseconds; struct tcp_info in linux/tcp.h
+
+_reading_since: dict[int, float] = {}  # by thread: when it began to read a body
 
 
 class Request(flask.Request):
-    """A request whose body is a JSON object sent as application/json, or nothing.
-
-    A WSGI server hands over a thread as soon as it has the headers, and reading a body that its
-    client never finishes blocks that thread for as long as the client likes. So a view with a
-    body names a guard that lets only so many in (see `passwords.take_turn`).
-    """
+    """A request whose body is a JSON object sent as application/json, or nothing."""
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
         """Return the object in the body; raises InvalidPayload for anything else.
@@ -39,7 +51,45 @@ class Request(flask.Request):
     def _read(self) -> bytes:
         limit: int = current_app.config["MAX_CONTENT_LENGTH"]
         # One byte more shows that the body goes on; a longer declared length is refused unread.
-        body = get_input_stream(self.environ, max_content_length=limit + 1).read()
+        stream = get_input_stream(self.environ, max_content_length=limit + 1)
+        _reading_since[threading.get_ident()] = time.monotonic()
+        try:
+            body = stream.read()
+        finally:
+            del _reading_since[threading.get_ident()]
         if len(body) > limit:
             raise RequestEntityTooLarge
         return body
+
+
+def take_turn() -> None:
+    """Take a place at the gate in front of bcrypt (`passwords.take_turn`) before the body is read.
+
+    Raises Busy when there is none; the places may then be held by clients that fell silent in the
+    middle of a body, and those are hung up on.
+    """
+    try:
+        passwords.take_turn()
+    except Busy:
+        silence: int = current_app.config["BODY_TIMEOUT"]
+        if time.monotonic() - min(_reading_since.copy().values(), default=math.inf) > silence:
+            _hang_up_on_the_silent(int(flask.request.environ["SERVER_PORT"]), silence)
+        raise
+
+
+def _hang_up_on_the_silent(port: int, silence: int) -> None:
+    """Shut down this process's connections to `port` that have sent nothing for so many seconds.
+
+    The server tells nobody which connection a request came on, and has no deadline for bodies; an
+    idle keep-alive connection that goes too is opened again by its client. Only Linux lets a
+    process look.
+    """
+    for path in Path("/proc/self/fd").glob("*"):
+        with (
+            contextlib.suppress(OSError),
+            socket.fromfd(int(path.name), socket.AF_INET, socket.SOCK_STREAM) as line,
+        ):
+            info = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            silent_for = int.from_bytes(info[_TCP_INFO_LAST_DATA_RECV], sys.byteorder)
+            if line.getsockname()[1] == port and silent_for > silence * 1000:
+                line.shutdown(socket.SHUT_RDWR)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from project import identifiers, passwords
+from project.api.models import MAX_STORED_USERNAME
 from project.errors import InvalidPayload, UserNotFound
 
 MAX_NAME_LENGTH = 128  # characters, of a username and of an email
@@ -28,10 +29,13 @@ def _refuse(text: str) -> PydanticCustomError:
 def _username(text: str) -> str:
     if any(unicodedata.category(character) == "Cc" for character in text):
         raise _refuse("must not contain control characters")
-    normalized = unicodedata.normalize("NFKC", text).strip()
-    if not 1 <= len(normalized) <= MAX_NAME_LENGTH:
-        raise _refuse(f"must have 1 to {MAX_NAME_LENGTH} characters")
-    return text.strip()
+    trimmed = text.strip()
+    # Normalizing takes the square of the length, so the column's length comes first.
+    if len(trimmed) <= MAX_STORED_USERNAME:
+        normalized = unicodedata.normalize("NFKC", trimmed).strip()
+        if 1 <= len(normalized) <= MAX_NAME_LENGTH:
+            return trimmed
+    raise _refuse(f"must have 1 to {MAX_NAME_LENGTH} characters")
 
 
 def _email(text: str) -> str:

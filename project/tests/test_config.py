@@ -220,6 +220,10 @@ class TestProductionConfig(ConfigTestCase):
         """One line names every variable that has to be set."""
         self.assert_refused(ProductionConfig, {}, "SECRET_KEY", "DATABASE_URL")
 
+    def test_own_settings_are_as_strict(self) -> None:
+        """A class that is derived from the common one takes no weak key unless it says so."""
+        self.assert_refused(BaseConfig, PRODUCTION | {"SECRET_KEY": "x"}, "SECRET_KEY")
+
 
 class TestEnvironment(ConfigTestCase):
     """Casting and checking, the same for all."""
@@ -231,6 +235,7 @@ class TestEnvironment(ConfigTestCase):
             "TOKEN_EXPIRATION_SECONDS": "-1",
             "BCRYPT_LOG_ROUNDS": "3",
             "BCRYPT_THREADS": "0",
+            "BODY_TIMEOUT": "0",
             "USERS_API_OPEN": "perhaps",
             "GRANIAN_WORKERS": "2.5",
             "GRANIAN_BLOCKING_THREADS": "",
@@ -291,7 +296,13 @@ class TestEnvironment(ConfigTestCase):
 
     def test_unknown_settings_class(self) -> None:
         """APP_SETTINGS that names no settings class is refused with its value."""
-        for path in ("project.config.NoSuchConfig", "nowhere.Config", "project.config.os", "x"):
+        for path in (
+            "project.config.NoSuchConfig",
+            "nowhere.Config",
+            "project.config.os",
+            "x",
+            "..x",
+        ):
             with self.subTest(path), self.assertRaises(ConfigurationError) as caught:
                 create_app(path)
             self.assertIn(f"APP_SETTINGS={path!r}", str(caught.exception))

@@ -99,3 +99,6 @@ class TestManage(unittest.TestCase):
         self.assert_refused(2, "frobnicate", "frobnicate")
         self.assert_refused(2, "frobnicate", "db", "frobnicate")
         self.assert_refused(1, "nowhere", "db", "upgrade", "nowhere")
+        away = scratch.manage("serve", **DEVELOPMENT, DATABASE_URL="sqlite:////nowhere/users.db")
+        self.assertEqual(1, away.returncode)
+        self.assertEqual(1, len(away.stderr.splitlines()), away.stderr)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import event, select
 from project import bcrypt, database, db, passwords
 from project.api.models import User
 from project.database import READ
-from project.tests.base import BaseTestCase
+from project.tests.base import BaseTestCase, bearer
 
 THREADS = 6  # of the server, so that three places are at the gate
 
@@ -71,6 +72,19 @@ class TestHashes(BaseTestCase):
         """Even a password that the dummy hash would match is refused."""
         with mock.patch.object(bcrypt, "check_password_hash", return_value=True):
             self.assertEqual(404, self.login().status_code)
+
+    def test_endless_passwords_are_not_normalized(self) -> None:
+        """What is far too long is refused without the work that takes the square of its length."""
+        endless = "a" + "\u0301" * 15_000 + "\u0327" * 15_000
+        new = {"username": "new", "email": "new@test.com", "password": "test"}
+        with mock.patch("unicodedata.normalize", wraps=unicodedata.normalize) as normalize:
+            self.assertEqual(404, self.login(password=endless).status_code)
+            for field in ("username", "password"):
+                response = self.client.post("/auth/register", json=new | {field: endless})
+                self.assertEqual([field], list(response.get_json()["errors"]))
+
+        longest = max((len(call.args[1]) for call in normalize.call_args_list), default=0)
+        self.assertLessEqual(longest, passwords.LONGEST_DECOMPOSED * passwords.MAX_BYTES)
 
 
 class TestGate(BaseTestCase):
@@ -145,6 +159,17 @@ class TestGate(BaseTestCase):
         for login in self.logins:
             self.assertEqual(200, login.result().status_code)
         self.assertEqual(200, self.login().status_code)
+
+    def test_line_comes_before_the_guard(self) -> None:
+        """Where /users is not open, a full line is told before it is asked who is calling."""
+        self.app.config["USERS_API_OPEN"] = False
+        with self.full():
+            self.statements.clear()
+            response = self.client.post("/users", headers=bearer("any"))
+            statements = self.statements.copy()
+
+        self.assertEqual(503, response.status_code)
+        self.assertEqual([], statements)
 
     def test_everything_else_is_answered_meanwhile(self) -> None:
         """A full line keeps nobody from /ping and /auth/status."""
