@@ -44,6 +44,7 @@ from project.config import BaseConfig
 from project.tests.pgproxy import PostgresProxy
 
 CONNECTIONS = 16
+LOGGING_IN_AT_ONCE = 8  # as many as find a place at the gate, however they are spread
 LOW_COST, HIGH_COST = 4, 12
 REGISTRATIONS_PER_SECOND = 2_000  # more than can be
 STATUS_PER_SECOND, STATUS_CONNECTIONS = 50, 4
@@ -57,6 +58,7 @@ class Load:
     name: str
     cost: int
     requests: Callable[[Server, float], list[bytes]]  # the float: seconds
+    connections: int = CONNECTIONS
     storm: int = 0  # clients that log in without pause while `requests` come at a steady rate
 
     def run(self, server: Server, seconds: float, pool: ProcessPoolExecutor) -> "Turn":
@@ -68,7 +70,7 @@ class Load:
             once = self.name == "register"
             settle = min(1.0, seconds / 2)
             future = pool.submit(
-                closed, server.port, requests, CONNECTIONS, seconds, settle=settle, once=once
+                closed, server.port, requests, self.connections, seconds, settle=settle, once=once
             )
             return Turn(future.result(), server.memory())
         storm = pool.submit(closed, server.port, server.logins, self.storm, seconds)
@@ -91,13 +93,14 @@ LOADS = [
     Load("ping", LOW_COST, lambda *_: [http("GET", "/ping")]),
     Load("status", LOW_COST, lambda server, _: server.statuses),
     Load("users", LOW_COST, lambda *_: [http("GET", "/users?limit=50")]),
-    Load("login", LOW_COST, lambda server, _: server.logins),
+    Load("login", LOW_COST, lambda server, _: server.logins, LOGGING_IN_AT_ONCE),
     Load(
         "register",
         LOW_COST,
         lambda _, seconds: registrations(int((seconds + 1) * REGISTRATIONS_PER_SECOND)),
+        LOGGING_IN_AT_ONCE,
     ),
-    Load("login-12", HIGH_COST, lambda server, _: server.logins),
+    Load("login-12", HIGH_COST, lambda server, _: server.logins, LOGGING_IN_AT_ONCE),
     Load("storm-8", HIGH_COST, lambda server, _: server.statuses, storm=8),
     Load("storm-40", HIGH_COST, lambda server, _: server.statuses, storm=40),
 ]
@@ -269,7 +272,7 @@ def report(rows: list[Row], options: argparse.Namespace) -> str:
     if plain:
         lines += [
             "",
-            f"| {CONNECTIONS} connections | requests/s | ratio | p50 ms | p99 ms | MiB | SQL |",
+            "| load | requests/s | ratio | p50 ms | p99 ms | MiB | SQL |",
             "|---|---|---|---|---|---|---|",
             *map(_plain_line, plain),
         ]
@@ -374,7 +377,7 @@ def main() -> None:
                 for statement in requests[-1:]:
                     print(row.load.name, name, json.dumps(statement, indent=2))
     if options.output:
-        options.output.writeurl_text(text)
+        options.output.write_text(text)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
