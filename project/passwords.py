@@ -84,8 +84,8 @@ def _gate() -> Gate:
 def take_turn() -> None:
     """Take a place at the gate until this request ends; raises Busy at once when it is full.
 
-    A guard: a view that hashes names it first, so that whoever is refused has cost no SQL and
-    not even the reading of a body.
+    A view that hashes names it first of its guards, as `requests.take_turn`, so that whoever is
+    refused has cost no SQL and not even the reading of a body.
     """
     _gate().enter()
     g.has_turn = True
