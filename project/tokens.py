@@ -5,6 +5,8 @@ Pure: the key, the moment and the lifetime come in as arguments.
 
 import re
 from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
 
 import jwt
 
@@ -14,6 +16,7 @@ from project.errors import TokenExpired, TokenInvalid
 ALGORITHM = "HS256"
 MAX_LENGTH = 4_096  # characters; ours are under 300
 IAT_LEEWAY = 5  # seconds another host's clock may be ahead of ours
+REMEMBERED = 1_024  # genuine tokens, per process; a signature is as good the second time
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _HEADER = {"alg": ALGORITHM, "typ": "JWT"}
 # PyJWT verifies the signature in its one spelling, `crit`, and that there is no foreign `aud`.
@@ -41,8 +44,28 @@ def decode(token: str, *, key: str, now: datetime) -> int:
     """Return the user id that a genuine token names at the moment `now`.
 
     Raises TokenExpired for a genuine token whose `exp` has come, TokenInvalid for all else.
+    """
+    claims = _verify(token, key)
+    moment = now.timestamp()
+    if claims.issued_at > moment + IAT_LEEWAY:
+        raise TokenInvalid
+    if claims.expires_at <= moment:
+        raise TokenExpired
+    return claims.user_id
+
+
+class _Claims(NamedTuple):
+    user_id: int
+    issued_at: int  # seconds since 1970, as in the token
+    expires_at: int
+
+
+@lru_cache(REMEMBERED)
+def _verify(token: str, key: str) -> _Claims:
+    """Return what a genuine token says, at whatever time; raises TokenInvalid.
+
     The header has to be the very one that `encode` writes, so that no `kid`, `jku`, `x5u`,
-    `jwk` or `crit` is ever looked at (RFC 8725, 3.1 and 3.10).
+    `jwk` or `crit` is ever looked at (RFC 8725, 3.1 and 3.10). What is refused is not remembered.
     """
     if len(token) > MAX_LENGTH or not _COMPACT.fullmatch(token):
         raise TokenInvalid
@@ -52,13 +75,8 @@ def decode(token: str, *, key: str, now: datetime) -> int:
         user_id = identifiers.parse(claims["sub"])
     except (jwt.PyJWTError, ValueError, RecursionError):
         raise TokenInvalid from None
-    moment = now.timestamp()
     if decoded["header"] != _HEADER or "nbf" in claims:
         raise TokenInvalid
-    if type(claims["iat"]) is not int or claims["iat"] > moment + IAT_LEEWAY:
+    if type(claims["iat"]) is not int or type(claims["exp"]) is not int:
         raise TokenInvalid
-    if type(claims["exp"]) is not int:
-        raise TokenInvalid
-    if claims["exp"] <= moment:
-        raise TokenExpired
-    return user_id
+    return _Claims(user_id, claims["iat"], claims["exp"])

@@ -5,6 +5,7 @@ import threading
 import time
 import unittest
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -72,7 +73,7 @@ class TestFarAway(ScratchTestCase):
         token = self.register()
         for path in ("/auth/status", "/users", "/users/1", "/auth/logout"):
             with self.subTest(path):
-                statements = self.statements(lambda path=path: self.get(path, token))  # type: ignore[misc]
+                statements = self.statements(partial(self.get, path, token))
 
                 self.assertEqual(["SELECT"], [statement[:6] for statement in statements])
 
