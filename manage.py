@@ -17,14 +17,15 @@ from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
-from project import UsersService, accounts, create_app, db
+from project import UsersService, accounts, create_app, db, sessions
 from project.api import schemas
 from project.api.models import User
-from project.errors import ServiceError, UserExists
+from project.errors import EmailExists, InvalidPayload, ServiceError, UserNotFound
 
 ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "project" / "tests"
 TEST_COMMANDS = {"test", "cov"}
+PURGED_AT_ONCE = 1_000  # sessions
 
 
 def application() -> UsersService:
@@ -130,9 +131,9 @@ def seed_db() -> None:
         ("michaelherman", "michael@mherman.org"),
     ):
         try:
-            accounts.register(username, email, "test")
+            accounts.add(username, email, "test")
             db.session.commit()
-        except UserExists:
+        except (EmailExists, InvalidPayload):
             db.session.rollback()
 
 
@@ -152,6 +153,49 @@ def create_admin(username: str, email: str) -> None:
         sys.exit(describe(error))
     db.session.commit()
     print(f"{new.email} is an admin.")
+
+
+@manager.command
+def deactivate(email: str) -> None:
+    """Take a user's access away, and end their sessions."""
+    _set_active(email, False)
+    print(f"{email} is deactivated.")
+
+
+@manager.command
+def activate(email: str) -> None:
+    """Give a deactivated user their access back; they log in anew."""
+    _set_active(email, True)
+    print(f"{email} is active.")
+
+
+def _set_active(email: str, active: bool) -> None:
+    try:
+        accounts.set_active(email.lower(), active)
+    except UserNotFound:
+        sys.exit(f"There is no user with the email {email}.")
+    db.session.commit()
+
+
+@manager.command
+def end_sessions(email: str) -> None:
+    """End all sessions of a user."""
+    try:
+        ended = sessions.end_all(accounts.find_by_email(email.lower()))
+    except UserNotFound:
+        sys.exit(f"There is no user with the email {email}.")
+    db.session.commit()
+    print(f"{ended} sessions of {email} ended.")
+
+
+@manager.command
+def purge() -> None:
+    """Delete the sessions whose time is over, a few at a time."""
+    purged = 0
+    while deleted := sessions.delete_expired(limit=PURGED_AT_ONCE):
+        db.session.commit()
+        purged += deleted
+    print(f"{purged} expired sessions deleted.")
 
 
 def describe(error: ServiceError) -> str:

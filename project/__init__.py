@@ -5,10 +5,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from flask import Flask, Request, sessions
+from flask import Flask, Request
+from flask.sessions import NullSession, SessionInterface
 from flask_openapi3 import Info, OpenAPI
 
-from project import database, logs, passwords
+from project import bulkhead, database, logs, passwords
 from project.api import error_handlers, guards, requests
 from project.api.auth import auth_blueprint
 from project.api.responses import OrjsonProvider, Response
@@ -20,10 +21,10 @@ from project.extensions import bcrypt, db, migrate
 __all__ = ["bcrypt", "create_app", "db", "migrate"]
 
 
-class NoSession(sessions.SessionInterface):
+class NoSession(SessionInterface):
     """Flask's session cookie, which this service has no use for."""
 
-    def open_session(self, app: Flask, request: Request) -> sessions.NullSession:
+    def open_session(self, app: Flask, request: Request) -> NullSession:
         """Return a session that holds nothing and is never written."""
         return self.make_null_session(app)
 
@@ -58,7 +59,9 @@ def create_app(settings: str | None = None) -> UsersService:
     app.url_map.merge_slashes = False
     logs.configure(readable=app.debug or app.testing)
     database.init_app(app)
+    bulkhead.init_app(app)
     passwords.init_app(app)
+    requests.init_app(app)
     error_handlers.init_app(app)
     app.before_request(guards.speak_first)
     app.register_api(users_blueprint)

@@ -1,6 +1,6 @@
-"""Accounts: register, add, authenticate, find, list.
+"""Accounts: register, add, log in, change the password, deactivate, find, list.
 
-Functions here add to the session and may flush; the caller commits.
+Functions here write and may flush; the caller commits.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,39 @@ from typing import Any
 from sqlalchemy import Row, bindparam, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from project import database, passwords
-from project.api.models import User
+from project import clock, database, passwords, sessions
+from project.api.models import Session, User
 from project.errors import (
     AccountInactive,
+    Busy,
     EmailExists,
     InvalidCredentials,
     InvalidPayload,
     ServiceError,
+    TokenOfInactive,
     UserExists,
     UserNotFound,
+    WrongPassword,
 )
 from project.extensions import db
 
 _TAKEN = "is taken"
-_CREDENTIALS = select(User.id, User.password, User.active).where(User.email == bindparam("email"))
+# How often a password is checked against an account that changes under the check.
+_ATTEMPTS = 3
+_EXPIRED_AT_ONCE = 1_000  # sessions
+_HAS_EXPIRED = (
+    select(Session.id)
+    .where(
+        Session.user_id == User.id,
+        Session.expires_at <= bindparam("now", type_=Session.expires_at.type),
+    )
+    .exists()
+    .label("has_expired")
+)
+_CREDENTIALS = select(User.id, User.password, User.active, _HAS_EXPIRED).where(
+    User.email == bindparam("email")
+)
+_PASSWORD = select(User.password).where(User.id == bindparam("user_id"), User.active)
 _PUBLIC = select(User.id, User.username, User.email, User.created_at)
 _BY_ID = _PUBLIC.where(User.id == bindparam("user_id"))
 _NEWEST = _PUBLIC.order_by(User.created_at.desc(), User.id.desc()).limit(bindparam("limit"))
@@ -34,15 +52,22 @@ _NEWEST_AFTER = _NEWEST.where(
 )
 
 
-def register(username: str, email: str, password: str) -> User:
-    """Return the new user who registered; raises UserExists when somebody has the name or email."""
-    return _insert(
+def register(username: str, email: str, password: str, device: sessions.Device) -> sessions.Pair:
+    """Add the user who registers, and return the tokens of their first session.
+
+    Raises UserExists when somebody has the name or the email.
+    """
+    user = _insert(
         username,
         email,
         password,
         username_taken=UserExists(errors={"username": _TAKEN}),
         email_taken=UserExists(errors={"email": _TAKEN}),
     )
+    pair = sessions.start(user.id, user.password, device)
+    if pair is None:
+        raise AccountInactive
+    return pair
 
 
 def add(username: str, email: str, password: str, *, admin: bool = False) -> User:
@@ -89,28 +114,85 @@ def _violated_constraint(error: IntegrityError) -> str:
     return str(diagnostics.constraint_name if diagnostics else error.orig)
 
 
-def authenticate(email: str, password: str) -> int:
-    """Return the id of the active user with these credentials.
+def log_in(email: str, password: str, device: sessions.Device) -> sessions.Pair:
+    """Return the tokens of a new session of the active user with these credentials.
 
     Raises InvalidCredentials for an unknown email and for a wrong password, after the same work;
     AccountInactive when both are right and the user is deactivated. The hash is renewed when the
-    configured cost has risen since it was made.
+    configured cost has risen since it was made; the user's expired sessions are deleted.
     """
-    user = database.fetch_one(_CREDENTIALS, email=email)
-    genuine = passwords.verify(user.password if user else None, password)
-    if user is None or not genuine:
-        raise InvalidCredentials
-    if not user.active:
-        raise AccountInactive
-    if passwords.needs_rehash(user.password):
-        renewed = passwords.hash(password)
-        db.session.execute(
-            update(User)
-            .where(User.id == user.id, User.password == user.password)
-            .values(password=renewed)
-        )
-    user_id: int = user.id
-    return user_id
+    for _ in range(_ATTEMPTS):
+        user = database.fetch_one(_CREDENTIALS, email=email, now=clock.utcnow())
+        genuine = passwords.verify(user.password if user else None, password)
+        if user is None or not genuine:
+            raise InvalidCredentials
+        if not user.active:
+            raise AccountInactive
+        hashed = user.password
+        if passwords.needs_rehash(hashed):
+            hashed = passwords.hash(password)
+            _replace_password(user.id, user.password, hashed)
+        pair = sessions.start(user.id, hashed, device)
+        if pair is not None:
+            if user.has_expired:
+                sessions.delete_expired(user_id=user.id, limit=_EXPIRED_AT_ONCE)
+            return pair
+        db.session.rollback()  # somebody changed the account while its password was checked
+    raise Busy(retry_after=1)
+
+
+def _replace_password(user_id: int, old: str, new: str) -> bool:
+    """Store another hash for an active user, and tell whether theirs was still the old one."""
+    statement = (
+        update(User)
+        .where(User.id == user_id, User.password == old, User.active)
+        .values(password=new)
+    )
+    return bool(database.write(statement))
+
+
+def change_password(
+    user_id: int, session_id: str, *, current: str, new: str, keep_sessions: bool
+) -> None:
+    """Give a user a new password, and end all sessions but this one unless they are to be kept.
+
+    Raises WrongPassword when `current` is not the password they have, TokenOfInactive when they
+    have been deactivated meanwhile.
+    """
+    hashed = None
+    for _ in range(_ATTEMPTS):
+        user = database.fetch_one(_PASSWORD, user_id=user_id)
+        if user is None:
+            raise TokenOfInactive
+        if not passwords.verify(user.password, current):
+            raise WrongPassword
+        hashed = hashed or passwords.hash(new)
+        if _replace_password(user_id, user.password, hashed):
+            if not keep_sessions:
+                sessions.end_all(user_id, but=session_id)
+            return
+        db.session.rollback()  # somebody changed it while it was checked
+    raise Busy(retry_after=1)
+
+
+def set_active(email: str, active: bool) -> None:
+    """Deactivate a user, or activate them again; raises UserNotFound.
+
+    Either way their sessions are ended: nothing from before comes back to life.
+    """
+    statement = update(User).where(User.email == email).values(active=active).returning(User.id)
+    user_id = db.session.execute(statement).scalar_one_or_none()
+    if user_id is None:
+        raise UserNotFound
+    sessions.end_all(user_id)
+
+
+def find_by_email(email: str) -> int:
+    """Return the id of the user with this email; raises UserNotFound."""
+    user = database.fetch_one(_CREDENTIALS, email=email, now=clock.utcnow())
+    if user is None:
+        raise UserNotFound
+    return int(user.id)
 
 
 def find(user_id: int) -> Row[Any]:

@@ -25,6 +25,7 @@ from project.errors import ConfigurationError
 INSTANCE = Path(__file__).resolve().parent.parent / "instance"
 DEFAULT_SETTINGS = "project.config.DevelopmentConfig"
 
+DAY = 86_400  # seconds
 MIN_SECRET_KEY_BYTES = 32
 # Keys that stand in tutorials, documentation and examples: everybody knows them.
 _WELL_KNOWN_KEYS = re.compile(
@@ -128,6 +129,12 @@ class BaseConfig(BaseModel):
     TOKEN_EXPIRATION_SECONDS: int = Field(
         0, ge=0, le=86_400 * 366, description="and these seconds on top"
     )
+    REFRESH_EXPIRATION_SECONDS: int = Field(
+        30 * DAY, ge=1, le=36_500 * DAY, description="a refresh token's life"
+    )
+    SESSION_EXPIRATION_SECONDS: int = Field(
+        90 * DAY, ge=1, le=36_500 * DAY, description="a session's life, however often refreshed"
+    )
     BCRYPT_LOG_ROUNDS: int = Field(13, ge=4, le=31, description="cost of a password's hash, log2")
     BCRYPT_THREADS: int | None = Field(
         None, ge=1, le=64, description="hashes at once per process; its share of the cores if unset"
@@ -146,11 +153,18 @@ class BaseConfig(BaseModel):
         return "SQLALCHEMY_DATABASE_URI" not in self.model_fields_set
 
     @model_validator(mode="after")
-    def _check_lifetime(self) -> Self:
-        if not self.TOKEN_EXPIRATION_DAYS + self.TOKEN_EXPIRATION_SECONDS:
+    def _check_lifetimes(self) -> Self:
+        access = self.TOKEN_EXPIRATION_DAYS * DAY + self.TOKEN_EXPIRATION_SECONDS
+        if not access:
             raise ValueError(
                 "TOKEN_EXPIRATION_DAYS and TOKEN_EXPIRATION_SECONDS are both 0:"
                 " no token would ever be valid"
+            )
+        longest = max(access, self.REFRESH_EXPIRATION_SECONDS)
+        if longest > self.SESSION_EXPIRATION_SECONDS:
+            raise ValueError(
+                f"SESSION_EXPIRATION_SECONDS={self.SESSION_EXPIRATION_SECONDS}:"
+                f" is shorter than the life of a token ({longest})"
             )
         return self
 

@@ -1,7 +1,7 @@
 """How the service talks to its database: two engines, bounded waits, faults told apart.
 
-`db.session` writes, on the default engine, in transactions. `fetch_one` and `fetch_all` read, on
-an engine of their own in AUTOCOMMIT: one round trip where a transaction would take three.
+`db.session` and `write` write, on the default engine, in transactions. `fetch_one` and `fetch_all`
+read, on an engine of their own in AUTOCOMMIT: one round trip where a transaction would take three.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flask_migrate
 import psycopg2
@@ -19,7 +19,7 @@ import psycopg2.extensions
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask
-from sqlalchemy import Engine, Executable, Row, event
+from sqlalchemy import CursorResult, Engine, Executable, Row, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -208,6 +208,14 @@ def _fetch_all(
 ) -> Sequence[Row[Any]]:
     with engine.connect() as connection:
         return connection.execute(statement, parameters).all()
+
+
+def write(statement: Executable) -> int:
+    """Execute a writing statement in the transaction of `db.session`; return how many rows it hit.
+
+    The caller commits.
+    """
+    return cast(CursorResult[Any], db.session.execute(statement)).rowcount
 
 
 def is_unavailable(error: Exception) -> bool:

@@ -117,11 +117,19 @@ class InvalidCredentials(ServiceError):
 
 
 class AccountInactive(ServiceError):
-    """The credentials are genuine, but the user is deactivated or gone."""
+    """The credentials are genuine, but the user is deactivated."""
 
     status = 401
     code = "account_inactive"
     message = "Something went wrong. Please contact us."
+
+
+class WrongPassword(ServiceError):
+    """Somebody who is logged in gives a wrong password for their current one."""
+
+    status = 400
+    code = "wrong_password"
+    message = "Current password is wrong."
 
 
 # Who is calling
@@ -149,12 +157,39 @@ class TokenInvalid(ServiceError):
     message = "Invalid token. Please log in again."
 
 
+class SessionEnded(TokenInvalid):
+    """The token is genuine, and its session has been ended: logged out, or the password changed."""
+
+    code = "session_ended"
+
+
+class RefreshReused(TokenInvalid):
+    """A refresh token came back long after its successor was given out; its session is ended now.
+
+    Two hold it, and one of them is a thief (RFC 9700, 4.14.2).
+    """
+
+    code = "refresh_reused"
+
+
 class TokenExpired(ServiceError):
     """The token is genuine and its time is over."""
 
     status = 401
     code = "token_expired"
     message = "Signature expired. Please log in again."
+
+
+class TokenOfInactive(AccountInactive):
+    """The token is genuine, and its user is deactivated or gone."""
+
+
+class SessionNotFound(ServiceError):
+    """The caller has no live session with this id."""
+
+    status = 404
+    code = "session_not_found"
+    message = "Session does not exist."
 
 
 class PermissionDenied(ServiceError):

@@ -1,17 +1,35 @@
-"""The ids of rows as they appear in paths and tokens."""
+"""The ids of rows as they appear in paths and tokens.
+
+No two texts ever name the same row, and no other text ever reaches the database.
+"""
 
 import re
+import secrets
 
-_CANONICAL = re.compile(r"[1-9][0-9]{0,9}")
 MAX_ID = 2**31 - 1
+SESSION_LENGTH = 22  # characters: 128 random bits in base64url
+_CANONICAL = re.compile(r"[1-9][0-9]{0,9}")
+_SESSION = re.compile(rf"[A-Za-z0-9_-]{{{SESSION_LENGTH}}}")
 
 
 def parse(text: object) -> int:
     """Return the id that `text` is the canonical decimal of.
 
     An id is a positive 32-bit integer, written in ASCII digits with no leading zero.
-    Raises ValueError for everything else, so that no two texts ever name the same row.
+    Raises ValueError for everything else.
     """
     if not isinstance(text, str) or not _CANONICAL.fullmatch(text) or int(text) > MAX_ID:
         raise ValueError("not the canonical decimal of an id")
     return int(text)
+
+
+def new_session() -> str:
+    """Return an id for a session, which nobody can guess."""
+    return secrets.token_urlsafe(SESSION_LENGTH * 6 // 8)
+
+
+def parse_session(text: object) -> str:
+    """Return `text` if it can be the id of a session; raises ValueError for everything else."""
+    if not isinstance(text, str) or not _SESSION.fullmatch(text):
+        raise ValueError("not the id of a session")
+    return text

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar, cast
 
-from flask import Flask, current_app, g
+from flask import Flask, current_app
 
-from project.errors import Busy
+from project.bulkhead import Bulkhead
 from project.extensions import bcrypt
 
 P = ParamSpec("P")
@@ -28,26 +28,16 @@ T = TypeVar("T")
 MAX_BYTES = 1_024
 LONGEST_DECOMPOSED = 4  # characters that NFC makes one, at most
 NICENESS = 5
-RETRY_AFTER = 1  # seconds
 # The salt and the digest of a hash that no password has.
 _DUMMY = "abcdefghijklmnopqrstuu" + "." * 31
 
 
-class Gate:
+class Gate(Bulkhead):
     """Hashing threads, and the places of the requests that use them or wait for them."""
 
     def __init__(self, *, threads: int, places: int) -> None:
-        self._places = threading.BoundedSemaphore(places)
+        super().__init__(places)
         self._executor = ThreadPoolExecutor(threads, "bcrypt", initializer=_lower_priority)
-
-    def enter(self) -> None:
-        """Take a place; raises Busy at once when there is none."""
-        if not self._places.acquire(blocking=False):
-            raise Busy(retry_after=RETRY_AFTER)
-
-    def leave(self) -> None:
-        """Give the place back."""
-        self._places.release()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `function` returns, called on a hashing thread in the order of asking."""
@@ -74,7 +64,6 @@ def init_app(app: Flask) -> None:
         or max(1, (cores or 1) // app.config["GRANIAN_WORKERS"]),
         places=app.config["GRANIAN_BLOCKING_THREADS"] // 2,
     )
-    app.teardown_appcontext(_end_turn)
 
 
 def _gate() -> Gate:
@@ -88,12 +77,6 @@ def take_turn() -> None:
     refused has cost no SQL and not even the reading of a body.
     """
     _gate().enter()
-    g.has_turn = True
-
-
-def _end_turn(_error: BaseException | None) -> None:
-    if g.pop("has_turn", False):
-        _gate().leave()
 
 
 def hash(password: str) -> str:  # noqa: A001  # it is only ever read as passwords.hash

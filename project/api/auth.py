@@ -1,13 +1,19 @@
-"""/auth: register, log in, log out, and who am I."""
+"""/auth: register, log in, refresh, log out, change the password, and who am I and where."""
 
 from flask import Response, g
 from flask_openapi3 import APIBlueprint
 
-from project import accounts
+from project import accounts, sessions
 from project.api import guards, requests
-from project.api.models import encode_auth_token
 from project.api.responses import success
-from project.api.schemas import Credentials, NewUser
+from project.api.schemas import (
+    Credentials,
+    LogoutScope,
+    NewUser,
+    PasswordChange,
+    RefreshToken,
+    SessionPath,
+)
 from project.extensions import db
 
 auth_blueprint = APIBlueprint("auth", __name__, url_prefix="/auth")
@@ -17,25 +23,36 @@ auth_blueprint = APIBlueprint("auth", __name__, url_prefix="/auth")
 @guards.required(requests.take_turn)
 def register_user(body: NewUser) -> Response:
     """Register a user, and log them in."""
-    user = accounts.register(body.username, body.email, body.password)
+    pair = accounts.register(body.username, body.email, body.password, requests.device())
     db.session.commit()
-    return success(201, message="Successfully registered.", auth_token=encode_auth_token(user.id))
+    return success(201, message="Successfully registered.", **pair._asdict())
 
 
 @auth_blueprint.post("/login")
 @guards.required(requests.take_turn)
 def login_user(body: Credentials) -> Response:
-    """Exchange an email and a password for a token."""
-    user_id = accounts.authenticate(body.email, body.password)
+    """Exchange an email and a password for the tokens of a new session."""
+    pair = accounts.log_in(body.email, body.password, requests.device())
     db.session.commit()
-    return success(message="Successfully logged in.", auth_token=encode_auth_token(user_id))
+    return success(message="Successfully logged in.", **pair._asdict())
+
+
+@auth_blueprint.post("/refresh")
+@guards.required(requests.take_place)
+def refresh_tokens(body: RefreshToken) -> Response:
+    """Exchange a refresh token for the next pair of tokens of its session."""
+    pair = sessions.refresh(body.refresh_token, requests.device())
+    db.session.commit()
+    return success(message="Successfully refreshed.", **pair._asdict())
 
 
 @auth_blueprint.get("/logout")
 @auth_blueprint.post("/logout")
 @guards.required(guards.authenticate_to_log_out)
-def logout_user() -> Response:
-    """Log out."""
+def logout_user(query: LogoutScope) -> Response:
+    """End this session of the caller, or all others, or all."""
+    sessions.log_out(g.user.id, g.user.session_id, query.scope)
+    db.session.commit()
     return success(message="Successfully logged out.")
 
 
@@ -53,3 +70,39 @@ def get_user_status() -> Response:
             "created_at": user.created_at,
         }
     )
+
+
+@auth_blueprint.post("/password")
+@guards.required(requests.take_turn, guards.authenticate)
+def change_password(body: PasswordChange) -> Response:
+    """Give the caller a new password, and end their other sessions unless told otherwise."""
+    accounts.change_password(
+        g.user.id,
+        g.user.session_id,
+        current=body.current_password,
+        new=body.new_password,
+        keep_sessions=body.keep_sessions,
+    )
+    db.session.commit()
+    return success(message="Password changed.")
+
+
+@auth_blueprint.get("/sessions")
+@guards.required(guards.authenticate)
+def list_sessions() -> Response:
+    """List the live sessions of the caller, newest first."""
+    current = g.user.session_id
+    live = [
+        session._asdict() | {"current": session.id == current}
+        for session in sessions.live(g.user.id)
+    ]
+    return success(data={"sessions": live})
+
+
+@auth_blueprint.delete("/sessions/<session_id>")
+@guards.required(guards.authenticate)
+def end_session(path: SessionPath) -> Response:
+    """End one session of the caller."""
+    sessions.end(g.user.id, path.session_id)
+    db.session.commit()
+    return success(message="Session ended.")

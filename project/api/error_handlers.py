@@ -20,7 +20,7 @@ DATABASE_RETRY_AFTER = 5  # seconds
 # What a view of /users itself refuses is a "fail"; what was refused before it, and everything
 # elsewhere, is an "error".
 _VIEW_FAILURES = (errors.InvalidPayload, errors.EmailExists, errors.UserNotFound)
-_REFUSED_TOKENS = (errors.TokenInvalid, errors.TokenExpired, errors.AccountInactive)
+_REFUSED_TOKENS = (errors.TokenInvalid, errors.TokenExpired, errors.TokenOfInactive)
 _BY_STATUS: dict[int | None, type[errors.ServiceError]] = {
     404: errors.NotFound,
     405: errors.MethodNotAllowed,
@@ -48,9 +48,8 @@ def answer(error: errors.ServiceError) -> flask.Response:
     response = failure(error, "fail" if in_view else "error")
     if error.status == 401:
         # RFC 6750, 3.1: a request without credentials is told no error code.
-        refused = isinstance(error, _REFUSED_TOKENS) and "Authorization" in request.headers
         response.headers["WWW-Authenticate"] = (
-            'Bearer error="invalid_token"' if refused else "Bearer"
+            'Bearer error="invalid_token"' if isinstance(error, _REFUSED_TOKENS) else "Bearer"
         )
     return response
 

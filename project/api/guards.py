@@ -8,12 +8,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flask import current_app, g, request
-from sqlalchemy import bindparam, select
 
-from project import database
-from project.api.models import User, decode_auth_token
+from project import sessions
 from project.errors import (
-    AccountInactive,
     LogoutTokenMissing,
     PermissionDenied,
     TokenInvalid,
@@ -24,9 +21,6 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 # RFC 6750, 2.1: one scheme, in any case, one space, one token.
 _BEARER = re.compile(r"bearer ([A-Za-z0-9._~+/-]+=*)", re.ASCII | re.IGNORECASE)
-_CALLER = select(
-    User.id, User.username, User.email, User.active, User.admin, User.created_at
-).where(User.id == bindparam("user_id"))
 
 
 def required(*guards: Callable[[], None]) -> Callable[[View], View]:
@@ -51,10 +45,10 @@ def speak_first() -> None:
 
 
 def authenticate() -> None:
-    """Put the user who is calling on `g.user`, in one query.
+    """Put the user who is calling on `g.user`, with the `session_id` they call in, in one query.
 
-    Raises TokenMissing with no Authorization header, TokenInvalid or TokenExpired for a token
-    that is refused, AccountInactive when its user is deactivated or gone.
+    Raises TokenMissing with no Authorization header, TokenInvalid for one that is no Bearer
+    token, and what `sessions.identify` raises.
     """
     header = request.headers.get("Authorization")
     if header is None:
@@ -62,10 +56,7 @@ def authenticate() -> None:
     bearer = _BEARER.fullmatch(header)
     if bearer is None:
         raise TokenInvalid
-    user = database.fetch_one(_CALLER, user_id=decode_auth_token(bearer[1]))
-    if user is None or not user.active:
-        raise AccountInactive
-    g.user = user
+    g.user = sessions.identify(bearer[1])
 
 
 def authenticate_to_log_out() -> None:

@@ -1,13 +1,14 @@
 """The tables."""
 
 import unicodedata
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import current_app
 from sqlalchemy import (
     DateTime,
     Dialect,
+    ForeignKey,
     Index,
     String,
     TypeDecorator,
@@ -17,12 +18,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from project import clock, passwords, tokens
+from project import clock, identifiers, passwords, tokens
 from project.errors import TokenExpired, TokenInvalid
 from project.extensions import db
 
 # As it was written: 128 characters after NFKC can be four times as many before it.
 MAX_STORED_USERNAME = 512
+MAX_STORED_USER_AGENT = 512
+MAX_STORED_IP = 64
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -50,6 +53,12 @@ def username_key(username: str) -> str:
     """Return what two usernames share that differ in case alone (Unicode's NFKC casefold)."""
     folded = unicodedata.normalize("NFKC", username).strip().casefold()
     return unicodedata.normalize("NFKC", folded)
+
+
+def token_lifetime() -> int:
+    """Return the life of an auth token, in seconds."""
+    config = current_app.config
+    return int(config["TOKEN_EXPIRATION_DAYS"] * 86_400 + config["TOKEN_EXPIRATION_SECONDS"])
 
 
 class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
@@ -83,27 +92,47 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
         )
 
     def encode_auth_token(self, user_id: int) -> str:
-        """Return a token for `user_id`, of the configured lifetime."""
-        return encode_auth_token(user_id)
+        """Return a token for `user_id`, of the configured lifetime, that belongs to no session.
+
+        It says who somebody is; the routes take none but those that a login or a refresh gave.
+        """
+        now = int(clock.utcnow().timestamp())
+        claims = tokens.Access(user_id, None, now, now + token_lifetime())
+        return tokens.encode_access(claims, key=current_app.config["SECRET_KEY"])
 
     @staticmethod
     def decode_auth_token(auth_token: str) -> int | str:
-        """Return the user id of a genuine token, or the message that says why it is refused."""
+        """Return the user id of a genuine token, or the message that says why it is refused.
+
+        Whether its session lives is not asked.
+        """
+        key = current_app.config["SECRET_KEY"]
         try:
-            return decode_auth_token(auth_token)
+            return tokens.decode_access(auth_token, key=key, now=clock.utcnow()).user_id
         except (TokenExpired, TokenInvalid) as error:
             return error.message
 
 
-def encode_auth_token(user_id: int) -> str:
-    """Return a token for `user_id`, signed and timed as the application is configured."""
-    config = current_app.config
-    lifetime = timedelta(
-        days=config["TOKEN_EXPIRATION_DAYS"], seconds=config["TOKEN_EXPIRATION_SECONDS"]
+class Session(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A login that still holds, on one device; a session that has been ended has no row.
+
+    Nothing in it lets anybody in: tokens are signed, and kept by those they were given to.
+    """
+
+    __tablename__ = "sessions"
+
+    id: Mapped[str] = mapped_column(String(identifiers.SESSION_LENGTH), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    # How often it has been refreshed, which the one refresh token that is good names too.
+    generation: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # When its present tokens were made, and where they were sent.
+    last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ip: Mapped[str | None] = mapped_column(String(MAX_STORED_IP))
+    user_agent: Mapped[str] = mapped_column(String(MAX_STORED_USER_AGENT))
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        Index(None, "user_id", "expires_at"),
+        Index(None, "expires_at"),
     )
-    return tokens.encode(user_id, key=config["SECRET_KEY"], now=clock.utcnow(), lifetime=lifetime)
-
-
-def decode_auth_token(auth_token: str) -> int:
-    """Return the user id of a genuine token; raises TokenExpired or TokenInvalid."""
-    return tokens.decode(auth_token, key=current_app.config["SECRET_KEY"], now=clock.utcnow())

@@ -2,7 +2,8 @@
 
 A WSGI server hands over a thread as soon as it has the headers, and reading a body that its client
 never finishes blocks that thread for as long as the client likes. So a view with a body names
-`take_turn` as its first guard: only so many are let in, and silent ones are hung up on.
+`take_turn` or `take_place` as its first guard: only so many are let in, and silent ones are hung up
+on.
 """
 
 import contextlib
@@ -11,16 +12,19 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import flask
 import orjson
-from flask import current_app
+from flask import Flask, current_app
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
-from project import passwords
+from project import passwords, sessions
+from project.api.models import MAX_STORED_IP, MAX_STORED_USER_AGENT
+from project.bulkhead import Bulkhead
 from project.errors import Busy, InvalidPayload
 
 _TCP_INFO_LAST_DATA_RECV = slice(52, 56)  # milliseconds; struct tcp_info in linux/tcp.h
@@ -62,14 +66,28 @@ class Request(flask.Request):
         return body
 
 
+def init_app(app: Flask) -> None:
+    """Let only a quarter of the server's threads read bodies that lead to no hash."""
+    app.extensions["body_bulkhead"] = Bulkhead(max(1, app.config["GRANIAN_BLOCKING_THREADS"] // 4))
+
+
 def take_turn() -> None:
     """Take a place at the gate in front of bcrypt (`passwords.take_turn`) before the body is read.
 
     Raises Busy when there is none; the places may then be held by clients that fell silent in the
     middle of a body, and those are hung up on.
     """
+    _enter(passwords.take_turn)
+
+
+def take_place() -> None:
+    """As `take_turn`, for a view that reads a body and hashes nothing."""
+    _enter(current_app.extensions["body_bulkhead"].enter)
+
+
+def _enter(enter: Callable[[], None]) -> None:
     try:
-        passwords.take_turn()
+        enter()
     except Busy:
         silence: int = current_app.config["BODY_TIMEOUT"]
         if time.monotonic() - min(_reading_since.copy().values(), default=math.inf) > silence:
@@ -93,3 +111,12 @@ def _hang_up_on_the_silent(port: int, silence: int) -> None:
             silent_for = int.from_bytes(info[_TCP_INFO_LAST_DATA_RECV], sys.byteorder)
             if line.getsockname()[1] == port and silent_for > silence * 1000:
                 line.shutdown(socket.SHUT_RDWR)
+
+
+def device() -> sessions.Device:
+    """Return where this request comes from, cut to what is kept of it."""
+    user_agent = "".join(
+        character if character.isprintable() else "?"
+        for character in flask.request.user_agent.string[:MAX_STORED_USER_AGENT]
+    )
+    return sessions.Device((flask.request.remote_addr or "")[:MAX_STORED_IP] or None, user_agent)

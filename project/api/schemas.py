@@ -4,14 +4,14 @@ import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from project import identifiers, passwords
 from project.api.models import MAX_STORED_USERNAME
-from project.errors import InvalidPayload, UserNotFound
+from project.errors import InvalidPayload, SessionNotFound, UserNotFound
 
 MAX_NAME_LENGTH = 128  # characters, of a username and of an email
 
@@ -85,6 +85,20 @@ class Credentials(Body):
     password: Password
 
 
+class RefreshToken(Body):
+    """Somebody who wants the next pair of tokens."""
+
+    refresh_token: str
+
+
+class PasswordChange(Body):
+    """Somebody who is logged in and wants another password."""
+
+    current_password: Password
+    new_password: NewPassword
+    keep_sessions: bool = False
+
+
 def _user_id(text: str) -> int:
     try:
         return identifiers.parse(text)
@@ -96,6 +110,19 @@ class UserPath(BaseModel):
     """The id in /users/<id>; a word that is none is a user who does not exist."""
 
     user_id: Annotated[int, BeforeValidator(_user_id)]
+
+
+def _session_id(text: str) -> str:
+    try:
+        return identifiers.parse_session(text)
+    except ValueError:
+        raise SessionNotFound from None
+
+
+class SessionPath(BaseModel):
+    """The id in /auth/sessions/<id>; a word that is none is a session that does not exist."""
+
+    session_id: Annotated[str, BeforeValidator(_session_id)]
 
 
 class Cursor(NamedTuple):
@@ -127,21 +154,31 @@ def _digits(value: Any) -> int:
     return int(value)
 
 
-class Page(BaseModel):
+class Query(BaseModel):
+    """What stands behind the question mark; keys that are not asked for are ignored."""
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema, made once: flask-openapi3 asks for it at every request."""
+        return _query_schema(cls, *args, **kwargs)
+
+
+@cache
+def _query_schema(query: type[Query], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    return super(Query, query).model_json_schema(*args, **kwargs)
+
+
+class Page(Query):
     """Which users to list: at most `limit`, those that come after the cursor."""
 
     limit: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=500)] = 50
     after: Annotated[Cursor | None, BeforeValidator(Cursor.parse)] = None
 
-    @classmethod
-    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the JSON schema, made once: flask-openapi3 asks for it at every request."""
-        return _page_schema(*args, **kwargs)
 
+class LogoutScope(Query):
+    """Which sessions of the caller to end: this one unless told."""
 
-@cache
-def _page_schema(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    return super(Page, Page).model_json_schema(*args, **kwargs)
+    scope: Literal["others", "all"] | None = None
 
 
 def refuse(error: ValidationError) -> InvalidPayload:

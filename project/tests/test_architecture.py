@@ -10,8 +10,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"clock", "identifiers", "errors"},
     {"config", "extensions"},
-    {"database", "logs", "passwords", "tokens"},
+    {"bulkhead", "database", "logs", "tokens"},
+    {"passwords"},
     {"api.models"},
+    {"sessions"},
     {"accounts"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
     {"api.error_handlers"},

@@ -14,6 +14,7 @@ TAKEN = (400, "Sorry. That user already exists.", "user_exists")
 INVALID_PAYLOAD = (400, "Invalid payload.", "invalid_payload")
 UNKNOWN = (404, "User does not exist.", "invalid_credentials")
 INVALID_TOKEN = (401, "Invalid token. Please log in again.", "token_invalid")
+PAIR = {"auth_token", "refresh_token", "expires_in"}
 EXPIRED_TOKEN = (401, "Signature expired. Please log in again.", "token_expired")
 
 
@@ -42,7 +43,7 @@ class TestAuthBlueprint(BaseTestCase):
         data = response.get_json()
         self.assertEqual(201, response.status_code)
         self.assertEqual("application/json", response.content_type)
-        self.assertEqual({"status", "message", "auth_token"}, set(data))
+        self.assertEqual(PAIR | {"status", "message"}, set(data))
         self.assertEqual("success", data["status"])
         self.assertEqual("Successfully registered.", data["message"])
         caller = self.get("/auth/status", data["auth_token"]).get_json()["data"]
@@ -142,7 +143,7 @@ class TestAuthBlueprint(BaseTestCase):
         data = response.get_json()
         self.assertEqual(200, response.status_code)
         self.assertEqual("application/json", response.content_type)
-        self.assertEqual({"status", "message", "auth_token"}, set(data))
+        self.assertEqual(PAIR | {"status", "message"}, set(data))
         self.assertEqual("success", data["status"])
         self.assertEqual("Successfully logged in.", data["message"])
         self.assertEqual(user.id, User.decode_auth_token(data["auth_token"]))

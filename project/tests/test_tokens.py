@@ -10,7 +10,7 @@ from typing import Any
 from project import clock, db
 from project.config import ProductionConfig
 from project.tests.base import BaseTestCase
-from project.tests.utils import add_user
+from project.tests.utils import add_user, start_session, stored_sessions
 
 INVALID = (401, "Invalid token. Please log in again.", "token_invalid")
 EXPIRED = (401, "Signature expired. Please log in again.", "token_expired")
@@ -41,10 +41,12 @@ class TestTokens(BaseTestCase):
         self.move_clock(-clock.utcnow().microsecond / 1_000_000)
         self.now = int(clock.utcnow().timestamp())
         self.key: str = self.app.config["SECRET_KEY"]
+        self.session_id = decode(start_session(self.user).auth_token.split(".")[1])["sid"]
 
     def claims(self, **changes: object) -> dict[str, object]:
         """Return the claims of a genuine token, but for the changes."""
-        claims = {"sub": str(self.user.id), "iat": self.now, "exp": self.now + 3} | changes
+        times = {"iat": self.now, "exp": self.now + 3}
+        claims = {"sub": str(self.user.id), "sid": self.session_id} | times | changes
         return {name: value for name, value in claims.items() if value is not MISSING}
 
     def forge(
@@ -84,12 +86,13 @@ class TestTokens(BaseTestCase):
         self.assert_accepted(self.forge())
 
     def test_form(self) -> None:
-        """A token is HS256 over sub, iat and exp, and names nothing secret."""
+        """A token is HS256 over sub, sid, iat and exp, and names nothing secret."""
         token = self.login().get_json()["auth_token"]
         header, payload, _ = token.split(".")
+        session_id = stored_sessions()[-1]["id"]
 
         self.assertEqual("HS256", decode(header)["alg"])
-        self.assertEqual(self.claims(), decode(payload))
+        self.assertEqual(self.claims(sid=session_id), decode(payload))
         self.assertEqual(token, self.forge(decode(payload), header=decode(header)))
 
     def test_lifetime(self) -> None:

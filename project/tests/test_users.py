@@ -5,14 +5,15 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
+from unittest import mock
 
 from sqlalchemy import event, insert, text
 from werkzeug.test import TestResponse
 
-from project import clock, database, db, tokens
+from project import clock, database, db
 from project.api.models import User
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import add_user, stored_users
+from project.tests.utils import add_user, start_session, stored_users
 
 NEW_USER = {"username": "michael", "email": "michael@realpython.com", "password": "test"}
 INVALID_PAYLOAD = (400, "Invalid payload.", "invalid_payload", "fail")
@@ -310,19 +311,21 @@ class TestClosedUsers(BaseTestCase):
         self.ordinary = add_user("ordinary", "ordinary@test.com", "test")
         self.other = add_user("other", "other@test.com", "test")
         admin = add_user("admin", "admin@test.com", "test", admin=True)
-        resting = add_user("resting", "resting@test.com", "test", admin=True, active=False)
-        self.token = self.ordinary.encode_auth_token(self.ordinary.id)
-        self.admin_token = admin.encode_auth_token(admin.id)
-        expired = tokens.encode(
-            admin.id, key=self.app.config["SECRET_KEY"], now=MORNING, lifetime=timedelta(seconds=3)
-        )
+        resting = add_user("resting", "resting@test.com", "test", admin=True)
+        resting_token = start_session(resting).auth_token
+        resting.active = False
+        db.session.commit()
+        self.token = start_session(self.ordinary).auth_token
+        self.admin_token = start_session(admin).auth_token
+        with mock.patch("project.clock.utcnow", return_value=MORNING):
+            expired = start_session(admin).auth_token
         self.refusals: dict[str, tuple[dict[str, str], tuple[int, str, str]]] = {
             "no token": ({}, self.NO_TOKEN),
             "bad token": (bearer(self.admin_token[:-2]), self.BAD_TOKEN),
             "expired token": (bearer(expired), self.OLD_TOKEN),
             "other scheme": ({"Authorization": f"Basic {self.admin_token}"}, self.BAD_TOKEN),
             "ordinary user": (bearer(self.token), self.FORBIDDEN),
-            "deactivated admin": (bearer(resting.encode_auth_token(resting.id)), self.INACTIVE),
+            "deactivated admin": (bearer(resting_token), self.INACTIVE),
         }
 
     def routes(self) -> list[tuple[str, str, dict[str, Any]]]:

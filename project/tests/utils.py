@@ -4,8 +4,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-from project import database, db
-from project.api.models import User
+from project import database, db, sessions
+from project.api.models import Session, User
 
 
 def add_user(username: str, email: str, password: str, **columns: Any) -> User:
@@ -14,6 +14,22 @@ def add_user(username: str, email: str, password: str, **columns: Any) -> User:
     db.session.add(user)
     db.session.commit()
     return user
+
+
+def start_session(user: User) -> sessions.Pair:
+    """Return the tokens of a new session of a user, as a login would have given them."""
+    pair = sessions.start(user.id, user.password, sessions.Device("192.0.2.1", "tests"))
+    if pair is None:
+        raise ValueError("the user is not active")
+    db.session.commit()
+    return pair
+
+
+def stored_sessions() -> list[dict[str, Any]]:
+    """Return every column of every session that was committed, the oldest first."""
+    table = Session.__table__
+    order = table.c.created_at, table.c.id
+    return [row._asdict() for row in database.fetch_all(select(table).order_by(*order))]
 
 
 def stored_users() -> list[dict[str, Any]]:

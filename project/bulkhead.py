@@ -1,0 +1,35 @@
+"""Bulkheads: how many requests may be in one part of the service at once, per process.
+
+What floods one part leaves threads for the others.
+"""
+
+import threading
+
+from flask import Flask, g
+
+from project.errors import Busy
+
+RETRY_AFTER = 1  # seconds
+
+
+class Bulkhead:
+    """So many places; whoever takes one keeps it until the request ends."""
+
+    def __init__(self, places: int) -> None:
+        self._places = threading.BoundedSemaphore(places)
+
+    def enter(self) -> None:
+        """Take a place for the present request; raises Busy at once when there is none."""
+        if not self._places.acquire(blocking=False):
+            raise Busy(retry_after=RETRY_AFTER)
+        g.setdefault("places", []).append(self._places)
+
+
+def init_app(app: Flask) -> None:
+    """Give places back when the requests of `app` end."""
+    app.teardown_appcontext(_leave)
+
+
+def _leave(_error: BaseException | None) -> None:
+    for places in g.pop("places", ()):
+        places.release()

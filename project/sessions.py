@@ -1,0 +1,287 @@
+"""Sessions: start one, say whose a token is, refresh, list, end.
+
+A session is a row while it lives. A token names its session, so whatever deletes the row ends the
+token, everywhere and at the next request.
+Functions here write and may flush; the caller commits.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple, cast
+
+import structlog
+from flask import current_app
+from sqlalchemy import Row, Select, Table, and_, bindparam, delete, insert, literal, select, update
+
+from project import clock, database, identifiers, tokens
+from project.api.models import Session, User, token_lifetime
+from project.errors import (
+    RefreshReused,
+    SessionEnded,
+    SessionNotFound,
+    TokenInvalid,
+    TokenOfInactive,
+)
+from project.extensions import db
+
+log = structlog.get_logger()
+
+# A refresh token that comes a second time so soon is a lost answer or another tab, not a theft.
+REUSE_INTERVAL = timedelta(seconds=10)
+MAX_LISTED = 1_000
+
+_users = cast(Table, User.__table__)
+_sessions = cast(Table, Session.__table__)
+
+_NOW = bindparam("now", type_=_sessions.c.expires_at.type)
+_LIVES = _sessions.c.expires_at > _NOW
+
+
+def _with_user(*columns: Any) -> Select[Any]:
+    """Return a query for a user and, if it lives and is theirs, a session; one row or none."""
+    session = and_(
+        _sessions.c.id == bindparam("session_id"), _sessions.c.user_id == _users.c.id, _LIVES
+    )
+    joined = _users.outerjoin(_sessions, session)
+    return select(*columns).select_from(joined).where(_users.c.id == bindparam("user_id"))
+
+
+_CALLER = _with_user(
+    _users.c.id,
+    _users.c.username,
+    _users.c.email,
+    _users.c.active,
+    _users.c.admin,
+    _users.c.created_at,
+    _sessions.c.id.label("session_id"),
+)
+_REFRESHED = _with_user(_users.c.active, *_sessions.c)
+# Nobody can be deactivated, or have another password, while this runs: the row is locked.
+_START = (
+    insert(_sessions)
+    .from_select(
+        [column.name for column in _sessions.c],
+        select(
+            bindparam("id", type_=_sessions.c.id.type),
+            _users.c.id,
+            literal(0),
+            _NOW,
+            _NOW,
+            bindparam("ip", type_=_sessions.c.ip.type),
+            bindparam("user_agent", type_=_sessions.c.user_agent.type),
+            bindparam("expires_at", type_=_sessions.c.expires_at.type),
+        )
+        .where(
+            _users.c.id == bindparam("user_id"),
+            _users.c.active,
+            _users.c.password == bindparam("password_hash"),
+        )
+        .with_for_update(read=True),
+    )
+    .returning(*_sessions.c)
+)
+_ROTATE = (
+    update(_sessions)
+    .where(
+        _sessions.c.id == bindparam("session_id"),
+        _sessions.c.user_id == bindparam("owner_id"),
+        _sessions.c.generation == bindparam("presented"),
+        _LIVES,
+        select(_users.c.id).where(_users.c.id == _sessions.c.user_id, _users.c.active).exists(),
+    )
+    .returning(*_sessions.c)
+)
+_LISTED = (
+    select(*(column for column in _sessions.c if column.name not in {"user_id", "generation"}))
+    .where(_sessions.c.user_id == bindparam("user_id"), _LIVES)
+    .order_by(_sessions.c.created_at.desc(), _sessions.c.id.desc())
+    .limit(MAX_LISTED)
+)
+
+
+class Device(NamedTuple):
+    """Where a request comes from, as far as anybody can tell."""
+
+    ip: str | None
+    user_agent: str
+
+
+class Pair(NamedTuple):
+    """What a client gets: the token for every request, and the one for the next pair."""
+
+    auth_token: str
+    refresh_token: str
+    expires_in: int  # seconds of life that `auth_token` has left
+
+
+def start(user_id: int, password_hash: str, device: Device) -> Pair | None:
+    """Return the tokens of a new session, or None when the user isn't what they just were.
+
+    That is: not there, not active, or with another `password_hash` than the one that was verified.
+    """
+    now = clock.utcnow()
+    started = db.session.execute(
+        _START,
+        {
+            "id": identifiers.new_session(),
+            "user_id": user_id,
+            "password_hash": password_hash,
+            "now": now,
+            "expires_at": _expiry(now, now),
+            **device._asdict(),
+        },
+    ).one_or_none()
+    return _pair(started, now) if started else None
+
+
+def _expiry(now: datetime, logged_in_at: datetime) -> datetime:
+    """Return until when a session that is used `now` lives."""
+    config = current_app.config
+    idle = max(token_lifetime(), config["REFRESH_EXPIRATION_SECONDS"])
+    return min(
+        now + timedelta(seconds=idle),
+        logged_in_at + timedelta(seconds=config["SESSION_EXPIRATION_SECONDS"]),
+    )
+
+
+def _pair(session: Row[Any], now: datetime) -> Pair:
+    """Return the present tokens of `session`: the same ones as often as they are asked for."""
+    config = current_app.config
+    issued_at, end = int(session.last_used_at.timestamp()), int(session.expires_at.timestamp())
+    access = tokens.Access(
+        session.user_id, session.id, issued_at, min(issued_at + token_lifetime(), end)
+    )
+    refresh = tokens.Refresh(
+        session.user_id,
+        session.id,
+        session.generation,
+        int(session.created_at.timestamp()),
+        issued_at,
+        min(issued_at + config["REFRESH_EXPIRATION_SECONDS"], end),
+    )
+    return Pair(
+        tokens.encode_access(access, key=config["SECRET_KEY"]),
+        tokens.encode_refresh(refresh, key=config["SECRET_KEY"]),
+        access.expires_at - int(now.timestamp()),
+    )
+
+
+def identify(auth_token: str) -> Row[Any]:
+    """Return the active user whose live session the token belongs to, in one query.
+
+    With `session_id` beside what the table of users has, but for the password. Raises
+    TokenInvalid or TokenExpired for the token itself, TokenOfInactive for its user, SessionEnded.
+    """
+    now = clock.utcnow()
+    claims = tokens.decode_access(auth_token, key=current_app.config["SECRET_KEY"], now=now)
+    if claims.session_id is None:
+        raise TokenInvalid
+    user = database.fetch_one(
+        _CALLER, user_id=claims.user_id, session_id=claims.session_id, now=now
+    )
+    return _checked(user, "session_id")
+
+
+def _checked(row: Row[Any] | None, session_id: str) -> Row[Any]:
+    """Return a row of `_with_user` if there is an active user, and a session in it."""
+    if row is None or not row.active:
+        raise TokenOfInactive
+    if getattr(row, session_id) is None:
+        raise SessionEnded
+    return row
+
+
+def refresh(refresh_token: str, device: Device) -> Pair:
+    """Return the next pair of tokens of a session; the refresh token that came is used up.
+
+    Of any number that come at once with the same token one rotates the session, and all get the
+    same pair; so does whoever comes again within REUSE_INTERVAL. After that it is a theft: the
+    session is ended and RefreshReused raised (RFC 9700, 4.14.2). Otherwise raises as `identify`.
+    """
+    now = clock.utcnow()
+    key = current_app.config["SECRET_KEY"]
+    claims = tokens.decode_refresh(refresh_token, key=key, now=now)
+    logged_in_at = datetime.fromtimestamp(claims.logged_in_at, UTC)
+    session = db.session.execute(
+        _ROTATE,
+        {
+            "session_id": claims.session_id,
+            "owner_id": claims.user_id,
+            "presented": claims.generation,
+            "now": now,
+            # The columns that change:
+            "generation": claims.generation + 1,
+            "last_used_at": now,
+            "expires_at": _expiry(now, logged_in_at),
+            **device._asdict(),
+        },
+    ).one_or_none()
+    return _pair(session or _rotated_already(claims, now), now)
+
+
+def _rotated_already(claims: tokens.Refresh, now: datetime) -> Row[Any]:
+    """Return the session that this very token has rotated a moment ago."""
+    row = db.session.execute(
+        _REFRESHED, {"user_id": claims.user_id, "session_id": claims.session_id, "now": now}
+    ).one_or_none()
+    session = _checked(row, "id")
+    used_just_now = now - session.last_used_at <= REUSE_INTERVAL
+    if session.generation == claims.generation + 1 and used_just_now:
+        return session
+    _end(claims.user_id, claims.session_id)
+    # Kept although the request is refused: the refusal is not to be undone with it.
+    db.session.commit()
+    log.warning("refresh_reused", user_id=claims.user_id, session_id=claims.session_id)
+    raise RefreshReused
+
+
+def live(user_id: int) -> Sequence[Row[Any]]:
+    """Return the live sessions of a user, the newest first, at most MAX_LISTED of them."""
+    return database.fetch_all(_LISTED, user_id=user_id, now=clock.utcnow())
+
+
+def end(user_id: int, session_id: str) -> None:
+    """End a live session of this user; raises SessionNotFound when there is none of that id."""
+    if not _end(user_id, session_id):
+        raise SessionNotFound
+
+
+def _end(user_id: int, session_id: str) -> int:
+    statement = delete(_sessions).where(
+        _sessions.c.id == session_id,
+        _sessions.c.user_id == user_id,
+        _sessions.c.expires_at > clock.utcnow(),
+    )
+    return database.write(statement)
+
+
+def end_all(user_id: int, *, but: str | None = None) -> int:
+    """End the sessions of a user, all or all but one, and return how many."""
+    # Logins wait for this lock (`_START`): what has not begun when they are ended begins later.
+    db.session.execute(
+        select(_users.c.id).where(_users.c.id == user_id).with_for_update(key_share=True)
+    )
+    statement = delete(_sessions).where(_sessions.c.user_id == user_id)
+    if but is not None:
+        statement = statement.where(_sessions.c.id != but)
+    return database.write(statement)
+
+
+def log_out(user_id: int, session_id: str, scope: Literal["others", "all"] | None) -> None:
+    """End this session of the user, or all others, or all."""
+    if scope is None:
+        _end(user_id, session_id)
+    else:
+        end_all(user_id, but=session_id if scope == "others" else None)
+
+
+def delete_expired(*, user_id: int | None = None, limit: int) -> int:
+    """Delete at most `limit` sessions whose time is over, of one user or of all; return how many.
+
+    Rows that somebody else is deleting are left to them: nobody waits, so nobody deadlocks.
+    """
+    expired = select(_sessions.c.id).where(_sessions.c.expires_at <= clock.utcnow())
+    if user_id is not None:
+        expired = expired.where(_sessions.c.user_id == user_id)
+    expired = expired.limit(limit).with_for_update(skip_locked=True)
+    return database.write(delete(_sessions).where(_sessions.c.id.in_(expired)))
