@@ -10,7 +10,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"clock", "identifiers", "errors"},
     {"config", "extensions"},
-    {"bulkhead", "database", "logs", "tokens"},
+    {"bulkhead", "logs", "postgresql", "tokens"},
+    {"database"},
     {"passwords"},
     {"api.models"},
     {"sessions"},

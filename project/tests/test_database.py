@@ -12,7 +12,7 @@ from unittest import mock
 from sqlalchemy import event, func, make_url, select, text
 from werkzeug.test import TestResponse
 
-from project import database, db
+from project import database, db, postgresql
 from project.api.models import User
 from project.tests import scratch
 from project.tests.base import BaseTestCase
@@ -69,13 +69,13 @@ class TestFarAway(ScratchTestCase):
         return self.proxy.statements
 
     def test_reading_requests_cost_one_statement(self) -> None:
-        """Status, a user and a page of users are one SELECT, with no transaction around it."""
+        """Status, a user and a page of users are one prepared SELECT, in no transaction."""
         token = self.register()
         for path in ("/auth/status", "/users", "/users/1"):
             with self.subTest(path):
                 statements = self.statements(partial(self.get, path, token))
 
-                self.assertEqual(["SELECT"], [statement[:6] for statement in statements])
+                self.assertEqual(["EXECUTE"], [statement.split()[0] for statement in statements])
 
     def test_login_costs_two_statements(self) -> None:
         """A login reads once and writes once, in a transaction of a connection that was tried."""
@@ -83,7 +83,38 @@ class TestFarAway(ScratchTestCase):
 
         words = [statement.split()[0] for statement in self.statements(self.login)]
 
-        self.assertEqual(["SELECT", "SELECT", "BEGIN", "INSERT", "COMMIT"], words)
+        self.assertEqual(["EXECUTE", "SELECT", "BEGIN", "INSERT", "COMMIT"], words)
+
+    def test_prepared_statements_that_are_gone(self) -> None:
+        """Other connections of a pooler, or an altered table, cost nobody an answer."""
+        token = self.register()
+        for name, statement in {
+            "gone": "DEALLOCATE ALL",
+            "altered": "ALTER TABLE users ALTER COLUMN username TYPE varchar(600)",
+            "altered back": "ALTER TABLE users ALTER COLUMN username TYPE varchar(512)",
+        }.items():
+            with self.subTest(name):
+                for engine in db.engines.values():
+                    engine.dispose()
+                expected = self.get("/auth/status", token).get_json()
+                with db.engines[database.READ].connect() as connection:
+                    connection.exec_driver_sql(statement)
+
+                response = self.get("/auth/status", token)
+
+                self.assertEqual(200, response.status_code)
+                self.assertEqual(expected, response.get_json())
+                plain = self.statements(partial(self.get, "/auth/status", token))
+                self.assertEqual(["SELECT"], [statement.split()[0] for statement in plain])
+
+    def test_statement_that_is_prepared_already(self) -> None:
+        """A connection on which somebody else has prepared the same statement serves too."""
+        token = self.register()
+        self.get("/auth/status", token)
+        with db.engines[database.READ].connect() as connection:
+            connection.connection.dbapi_connection.prepared.clear()  # type: ignore[union-attr]
+
+        self.assertEqual(200, self.get("/auth/status", token).status_code)
 
     def test_ping_costs_none(self) -> None:
         """Whether the process answers is not the database's business."""
@@ -122,8 +153,8 @@ class TestFarAway(ScratchTestCase):
         self.get("/auth/status", token)
         self.proxy.freeze()
         with (
-            mock.patch.object(database.PatientConnection, "answer_timeout", 0.1),
-            mock.patch.object(database, "SUSPICION", 0.05),
+            mock.patch.object(postgresql.PatientConnection, "answer_timeout", 0.1),
+            mock.patch.object(postgresql, "SUSPICION", 0.05),
         ):
             for name in ("old", "new"):
                 with self.subTest(name):
@@ -150,8 +181,8 @@ class TestFarAway(ScratchTestCase):
 
         threads = [threading.Thread(target=ask) for _ in range(2 * places)]
         with (
-            mock.patch.object(database.PatientConnection, "answer_timeout", 1.5),
-            mock.patch.object(database, "SUSPICION", 0.1),
+            mock.patch.object(postgresql.PatientConnection, "answer_timeout", 1.5),
+            mock.patch.object(postgresql, "SUSPICION", 0.1),
         ):
             self.proxy.freeze()
             for thread in threads:
@@ -165,9 +196,9 @@ class TestFarAway(ScratchTestCase):
 
     def test_waits_add_up_to_less_than_five_seconds(self) -> None:
         """The longest way to a 503 is an old connection that hangs, then a new one that does."""
-        self.assertLess(2 * database.ANSWER_TIMEOUT, 5)
+        self.assertLess(2 * postgresql.ANSWER_TIMEOUT, 5)
         self.assertLessEqual(database.POOL_TIMEOUT, 5)
-        self.assertEqual(database.ANSWER_TIMEOUT, database.PatientConnection.answer_timeout)
+        self.assertEqual(postgresql.ANSWER_TIMEOUT, postgresql.PatientConnection.answer_timeout)
         for engine in db.engines.values():
             pool: Any = engine.pool
             self.assertEqual(self.app.config["GRANIAN_BLOCKING_THREADS"], pool.size())

@@ -1,0 +1,257 @@
+"""Requests that meet: whatever the order of the answers, an ended session stays ended."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+from werkzeug.test import TestResponse
+
+from project import accounts, db
+from project.bulkhead import Bulkhead
+from project.tests.base import BaseTestCase, bearer
+from project.tests.utils import stored_sessions
+
+ROUNDS = 6  # of each race, each with a user of its own
+AT_ONCE = 20
+MEETING = 10  # seconds for all to be at the barrier
+
+ENDED = (401, "Invalid token. Please log in again.", "session_ended")
+REUSED = (401, "Invalid token. Please log in again.", "refresh_reused")
+INACTIVE = (401, "Something went wrong. Please contact us.", "account_inactive")
+UNKNOWN = (404, "User does not exist.", "invalid_credentials")
+WRONG_PASSWORD = (400, "Current password is wrong.", "wrong_password")
+
+Pair = dict[str, Any]  # the answer to a login, registration or refresh
+
+
+def at_once(*actions: Callable[[], TestResponse]) -> list[TestResponse]:
+    """Return what the actions answer, in their order, when threads begin all in one moment."""
+    barrier = threading.Barrier(len(actions))
+
+    def run(action: Callable[[], TestResponse]) -> TestResponse:
+        barrier.wait(MEETING)
+        return action()
+
+    with ThreadPoolExecutor(len(actions)) as threads:
+        return list(threads.map(run, actions))
+
+
+class TestSessionRaces(BaseTestCase):
+    """What ends a session, against what prolongs it or starts one."""
+
+    settings: ClassVar[dict[str, Any]] = {"TOKEN_EXPIRATION_SECONDS": 900}
+
+    def setUp(self) -> None:
+        """Let in as many at once as a race needs."""
+        super().setUp()
+        self.app.extensions["body_bulkhead"] = Bulkhead(AT_ONCE)
+        self.registered = 0
+        self.email = ""  # of the user of this round
+
+    def rounds(self) -> Any:
+        """Register a new user ROUNDS times, and give the tokens of each."""
+        for _ in range(ROUNDS):
+            self.registered += 1
+            name = f"user{self.registered}"
+            self.email = f"{name}@test.com"
+            with self.subTest(round=self.registered):
+                user = {"username": name, "email": self.email, "password": "test"}
+                yield self.accepted(self.send("/auth/register", user), 201)
+
+    def send(self, path: str, body: object = None, token: str | None = None) -> TestResponse:
+        """Return the answer to a POST by a client of its own, which is none of a broken server."""
+        headers = bearer(token) if token else {}
+        response = self.app.test_client().post(path, json=body, headers=headers)
+        self.assertLess(response.status_code, 500, response.get_data(as_text=True))
+        return response
+
+    def refresh(self, pair: Pair) -> TestResponse:
+        """Return the answer to the refresh token of `pair`."""
+        return self.send("/auth/refresh", {"refresh_token": pair["refresh_token"]})
+
+    def log_in(self, password: str = "test") -> TestResponse:
+        """Return the answer to a login of this round's user."""
+        return self.send("/auth/login", {"email": self.email, "password": password})
+
+    def log_out(self, pair: Pair, query: str = "") -> TestResponse:
+        """Return the answer to a logout."""
+        return self.send(f"/auth/logout{query}", token=pair["auth_token"])
+
+    def change_password(self, pair: Pair, new: str, current: str = "test") -> TestResponse:
+        """Return the answer to a change of the password."""
+        body = {"current_password": current, "new_password": new}
+        return self.send("/auth/password", body, pair["auth_token"])
+
+    def deactivate(self) -> TestResponse:
+        """Deactivate this round's user as the command line does, in a context of its own."""
+        with self.app.app_context():
+            accounts.set_active(self.email, False)
+            db.session.commit()
+        return self.client.get("/ping")
+
+    def accepted(self, response: TestResponse, status: int = 200) -> Pair:
+        """Return what an answer holds that has to be a success."""
+        self.assertEqual(status, response.status_code, response.get_data(as_text=True))
+        pair: Pair = response.get_json()
+        return pair
+
+    def accepted_or(
+        self, refusal: tuple[int, str, str], *responses: TestResponse
+    ) -> list[Pair]:
+        """Return what those answers hold that are successes; the others are all this refusal."""
+        pairs = []
+        for response in responses:
+            if response.status_code == 200:
+                pairs.append(self.accepted(response))
+            else:
+                self.assert_error(response, *refusal)
+        return pairs
+
+    def assert_refused(self, refusal: tuple[int, str, str], *pairs: Pair) -> None:
+        """Check that neither token of any pair is good for anything."""
+        for pair in pairs:
+            self.assert_error(self.get("/auth/status", pair["auth_token"]), *refusal)
+            self.assert_error(self.refresh(pair), *refusal)
+
+    def assert_live(self, *pairs: Pair) -> None:
+        """Check that both tokens of each pair are good."""
+        for pair in pairs:
+            self.accepted(self.get("/auth/status", pair["auth_token"]))
+            next_pair = self.accepted(self.refresh(pair))
+            self.accepted(self.get("/auth/status", next_pair["auth_token"]))
+
+    def test_refreshes(self) -> None:
+        """Of twenty refreshes with one token none is lost and none doubled: all get one pair."""
+        for pair in self.rounds():
+            answers = at_once(*[lambda pair=pair: self.refresh(pair)] * AT_ONCE)
+
+            pairs = [self.accepted(answer) for answer in answers]
+            tokens = {(each["auth_token"], each["refresh_token"]) for each in pairs}
+            self.assertEqual(1, len(tokens))
+            self.assertEqual(1, stored_sessions()[-1]["generation"])
+            self.assert_live(pairs[0])
+            self.assertEqual(2, stored_sessions()[-1]["generation"])
+
+    def test_logout_against_refresh(self) -> None:
+        """A logout ends the session, tokens that a refresh gives out meanwhile included."""
+        for pair in self.rounds():
+            logout, *refreshes = at_once(
+                lambda pair=pair: self.log_out(pair),
+                *[lambda pair=pair: self.refresh(pair)] * 2,
+            )
+
+            self.accepted(logout)
+            pairs = self.accepted_or(ENDED, *refreshes)
+            self.assert_refused(ENDED, pair, *pairs)
+
+    def test_logout_everywhere_against_login(self) -> None:
+        """A login is before a logout of all sessions, and ended, or after it, and live."""
+        for pair in self.rounds():
+            logout, login = at_once(
+                lambda pair=pair: self.log_out(pair, "?scope=all"), self.log_in
+            )
+
+            self.accepted(logout)
+            self.assert_refused(ENDED, pair)
+            new = self.accepted(login)
+            if self.get("/auth/status", new["auth_token"]).status_code == 200:
+                self.assert_live(new)
+            else:
+                self.assert_refused(ENDED, new)
+
+    def test_password_change_against_refresh(self) -> None:
+        """Another password ends other sessions in the middle of a refresh, and not its own."""
+        for pair in self.rounds():
+            other = self.accepted(self.log_in())
+
+            change, own, others = at_once(
+                lambda pair=pair: self.change_password(pair, "another"),
+                lambda pair=pair: self.refresh(pair),
+                lambda other=other: self.refresh(other),
+            )
+
+            self.accepted(change)
+            self.assert_refused(ENDED, other, *self.accepted_or(ENDED, others))
+            self.assert_live(self.accepted(own))
+
+    def test_password_change_against_login(self) -> None:
+        """Who logs in with the old password while it changes has no session afterwards."""
+        for pair in self.rounds():
+            change, login = at_once(
+                lambda pair=pair: self.change_password(pair, "another"), self.log_in
+            )
+
+            self.accepted(change)
+            self.assert_refused(ENDED, *self.accepted_or(UNKNOWN, login))
+            self.assert_error(self.log_in(), *UNKNOWN)
+            self.assert_live(pair, self.accepted(self.log_in("another")))
+
+    def test_password_changes(self) -> None:
+        """Of two who change one password at once, one does; the other is told it was wrong."""
+        for pair in self.rounds():
+            pairs = [pair, self.accepted(self.log_in())]
+
+            answers = at_once(
+                lambda pairs=pairs: self.change_password(pairs[0], "new-0"),
+                lambda pairs=pairs: self.change_password(pairs[1], "new-1"),
+            )
+
+            statuses = [answer.status_code for answer in answers]
+            self.assertEqual(1, statuses.count(200), statuses)
+            winner = statuses.index(200)
+            loser = 1 - winner
+            refusal = WRONG_PASSWORD if statuses[loser] == 400 else ENDED
+            self.assert_error(answers[loser], *refusal)
+            self.assert_refused(ENDED, pairs[loser])
+            self.assert_error(self.log_in(f"new-{loser}"), *UNKNOWN)
+            self.assert_live(pairs[winner], self.accepted(self.log_in(f"new-{winner}")))
+
+    def test_deactivation_against_refresh_and_login(self) -> None:
+        """Who is deactivated has nothing left, and gets nothing back with their access."""
+        for pair in self.rounds():
+            _, refresh, login = at_once(
+                self.deactivate, lambda pair=pair: self.refresh(pair), self.log_in
+            )
+
+            pairs = [pair, *self.accepted_or(INACTIVE, refresh, login)]
+            self.assert_refused(INACTIVE, *pairs)
+            accounts.set_active(self.email, True)
+            db.session.commit()
+            self.assert_refused(ENDED, *pairs)
+            self.assert_live(self.accepted(self.log_in()))
+
+    def test_logins(self) -> None:
+        """Two logins at once are two sessions, and both live."""
+        for pair in self.rounds():
+            pairs = [self.accepted(login) for login in at_once(self.log_in, self.log_in)]
+
+            listed = self.get("/auth/sessions", pair["auth_token"]).get_json()["data"]["sessions"]
+            self.assertEqual(3, len({session["id"] for session in listed}))
+            self.assert_live(pair, *pairs)
+
+    def test_logins_that_renew_the_hash(self) -> None:
+        """Two logins at once, each of which finds the hash too cheap, both succeed."""
+        for pair in self.rounds():
+            self.app.config["BCRYPT_LOG_ROUNDS"] += 1
+
+            logins = at_once(self.log_in, self.log_in)
+
+            self.app.config["BCRYPT_LOG_ROUNDS"] -= 1
+            self.assert_live(pair, *[self.accepted(login) for login in logins])
+
+    def test_theft_against_refresh(self) -> None:
+        """A token that comes back late ends the session under the one who has its successor."""
+        self.move_clock(0)
+        for pair in self.rounds():
+            successor = self.accepted(self.refresh(pair))
+            self.move_clock(11)
+
+            theft, refresh = at_once(
+                lambda pair=pair: self.refresh(pair),
+                lambda successor=successor: self.refresh(successor),
+            )
+
+            self.assert_error(theft, *REUSED)
+            pairs = self.accepted_or(ENDED, refresh)
+            self.assert_refused(ENDED, pair, successor, *pairs)
