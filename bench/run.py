@@ -1,16 +1,13 @@
 """Measure the service beside the plain reference application: python -m bench.run --help.
 
-Both stand on the same PostgreSQL server, each with a database of its own, and take turns under
-the same load; what counts is the median of the ratios of the turns.
+Or, with --against, beside the service as another checkout has it. Both stand on the same
+PostgreSQL server, each with a database of its own, and take turns under the same load; what
+counts is the median of the ratios of the turns.
 """
 
 import argparse
 import json
-import os
-import platform
-import signal
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,17 +16,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from types import FrameType
 
 import bcrypt
-import psycopg2
 from sqlalchemy import URL, make_url
 
 from bench.load import Outcome, closed, paced
+from bench.report import (
+    add_database_url,
+    cores,
+    leave_when_terminated,
+    machine,
+    say,
+    spread,
+    spread_in_words,
+)
 from bench.servers import (
     PASSWORD,
     Contender,
     Server,
+    before,
     database,
     fill,
     http,
@@ -38,7 +43,6 @@ from bench.servers import (
     registrations,
     service,
     serving,
-    url_text,
 )
 from project.config import BaseConfig
 from project.tests.pgproxy import PostgresProxy
@@ -147,7 +151,7 @@ def bcrypt_limit(cost: int, seconds: float) -> float:
             bcrypt.checkpw(PASSWORD.encode(), hashed)
             durations.append(time.monotonic() - start)
 
-    threads = [threading.Thread(target=check) for _ in range(_cores())]
+    threads = [threading.Thread(target=check) for _ in range(cores())]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -155,16 +159,12 @@ def bcrypt_limit(cost: int, seconds: float) -> float:
     return len(threads) / statistics.fmean(durations)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 @dataclass
 class Row:
     """All that is known of one load: the turns of both contenders, round by round."""
 
     load: Load
-    turns: dict[str, list[Turn]]
+    turns: dict[str, list[Turn]]  # first those of the service, then those of the other
     limits: list[float]  # bcrypt_limit beside each round, for the logins at the high cost
     statements: dict[str, list[list[str]]]
 
@@ -172,29 +172,23 @@ class Row:
         """Return the median of `value` over the turns of a contender."""
         return statistics.median(value(turn) for turn in self.turns[name])
 
-    def ratios(self, value: Callable[[Turn], float]) -> list[float]:
-        """Return service through reference, by round, in order of size."""
-        pairs = zip(self.turns["service"], self.turns["reference"], strict=True)
-        return sorted(
-            value(ours) / value(theirs) if value(theirs) else float("inf") for ours, theirs in pairs
-        )
-
     def ratio(self, value: Callable[[Turn], float]) -> str:
-        """Return the median ratio, and the lowest and the highest."""
-        ratios = self.ratios(value)
-        return f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        """Return the median of service through other, round by round, and its spread."""
+        return spread(
+            [
+                value(ours) / value(theirs) if value(theirs) else float("inf")
+                for ours, theirs in zip(*self.turns.values(), strict=True)
+            ]
+        )
 
     def pair(self, value: Callable[[Turn], float], digits: int = 0) -> str:
-        """Return the medians of service and reference."""
-        return " / ".join(
-            f"{self.median(name, value):,.{digits}f}" for name in ("service", "reference")
-        )
+        """Return the medians of both."""
+        return " / ".join(f"{self.median(name, value):,.{digits}f}" for name in self.turns)
 
     def sql(self) -> str:
-        """Return the statements per request of service and reference."""
+        """Return the statements per request of both."""
         return " / ".join(
-            f"{statistics.fmean(map(len, self.statements[name])):g}"
-            for name in ("service", "reference")
+            f"{statistics.fmean(map(len, self.statements[name])):g}" for name in self.turns
         )
 
     def others(self) -> str:
@@ -210,10 +204,15 @@ class Row:
         return "; ".join(found)
 
 
-def measure(options: argparse.Namespace) -> list[Row]:
+def contend(options: argparse.Namespace) -> list[Contender]:
+    """Return the service and what it is compared with."""
+    size = options.workers, options.threads
+    return [service(*size), before(options.against, *size) if options.against else reference()]
+
+
+def measure(contenders: list[Contender], options: argparse.Namespace) -> list[Row]:
     """Return what each load that was asked for gave."""
     chosen = [load for load in LOADS if load.name in options.only]
-    contenders = [service(options.workers, options.threads), reference()]
     rows = [Row(load, {c.name: [] for c in contenders}, [], {}) for load in chosen]
     with ExitStack() as stack:
         pool = stack.enter_context(ProcessPoolExecutor(2, get_context("spawn")))
@@ -246,9 +245,9 @@ def measure(options: argparse.Namespace) -> list[Row]:
 def take_turns(
     row: Row, servers: list[Server], options: argparse.Namespace, pool: ProcessPoolExecutor
 ) -> None:
-    """Put one load on each server in turn, round by round."""
+    """Put one load on each server in turn, round by round; who was last goes first."""
     for number in range(options.rounds):
-        for server in servers:
+        for server in reversed(servers) if number % 2 else servers:
             turn = row.load.run(server, options.seconds, pool)
             row.turns[server.contender.name].append(turn)
             say(f"{row.load.name} {number + 1}/{options.rounds} {server.contender.name}: {turn}")
@@ -256,19 +255,21 @@ def take_turns(
             row.limits.append(bcrypt_limit(HIGH_COST, 2 * options.seconds))
 
 
-def report(rows: list[Row], options: argparse.Namespace) -> str:
+def report(rows: list[Row], contenders: list[Contender], options: argparse.Namespace) -> str:
     """Return the tables in Markdown."""
-    machine = (
-        f"{_cores()} cores, Python {platform.python_version()},"
-        f" PostgreSQL {_postgresql_version(make_url(options.database_url))};"
-        f" service: Granian, {options.workers} processes of {options.threads} threads;"
-        f" reference: gunicorn gthread, 2 processes of 4;"
-        f" {options.rounds} rounds of {options.seconds:g} s (at cost 12 twice that)."
-        " Service / reference, medians; ratios with the lowest and the highest."
+    names = " / ".join(contender.name for contender in contenders)
+    circumstances = [
+        machine(make_url(options.database_url)),
+        *(f"{contender.name}: {contender.description}" for contender in contenders),
+        f"{options.rounds} rounds of {options.seconds:g} s (at cost 12 twice that)",
+    ]
+    heading = (
+        f"{'; '.join(circumstances)}. {names.capitalize()}, medians;"
+        f" ratios with {spread_in_words(options.rounds)}."
     )
     plain = [row for row in rows if not row.load.storm]
     storms = [row for row in rows if row.load.storm]
-    lines = [machine]
+    lines = [heading]
     if plain:
         lines += [
             "",
@@ -290,7 +291,7 @@ def report(rows: list[Row], options: argparse.Namespace) -> str:
             shares = (row.median(name, _per_second) / limit for name in row.turns)
             notes.append(
                 f"- {row.load.name}: bcrypt alone does {limit:.2f} a second on these cores;"
-                f" service / reference reach {' / '.join(f'{share:.0%}' for share in shares)}"
+                f" {names} reach {' / '.join(f'{share:.0%}' for share in shares)}"
             )
     return "\n".join([*lines, "", *notes, ""])
 
@@ -328,18 +329,6 @@ def _storm_line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _postgresql_version(server_url: URL) -> str:
-    connection = psycopg2.connect(url_text(server_url.set(drivername="postgresql")))
-    version = connection.info.server_version
-    connection.close()
-    return f"{version // 10_000}.{version % 10_000}"
-
-
-def say(text: str) -> None:
-    """Tell the person who waits how far it is."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     names = [load.name for load in LOADS]
@@ -349,10 +338,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each under each load")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument(
-        "--database-url",
-        default="postgresql://postgres@127.0.0.1:5432/postgres",
-        help="a PostgreSQL server on which databases may be made and dropped",
+        "--against",
+        type=_checkout,
+        metavar="PATH",
+        help="compare with the service in another checkout, not with the reference",
     )
+    add_database_url(parser)
     parser.add_argument(
         "--workers", type=int, default=fields["GRANIAN_WORKERS"].default, help="processes"
     )
@@ -364,12 +355,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _checkout(text: str) -> Path:
+    root = Path(text).resolve()
+    if not (root / "manage.py").is_file():
+        raise argparse.ArgumentTypeError(f"{root} is no checkout of the service")
+    return root
+
+
 def main() -> None:
     """Measure and print."""
     options = parse()
-    signal.signal(signal.SIGTERM, _leave)
-    rows = measure(options)
-    text = report(rows, options)
+    leave_when_terminated()
+    contenders = contend(options)
+    rows = measure(contenders, options)
+    text = report(rows, contenders, options)
     print(text)
     if options.verbose:
         for row in rows:
@@ -378,11 +377,6 @@ def main() -> None:
                     print(row.load.name, name, json.dumps(statement, indent=2))
     if options.output:
         options.output.write_text(text)
-
-
-def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """End with every server stopped and every database dropped."""
-    sys.exit("stopped")
 
 
 if __name__ == "__main__":

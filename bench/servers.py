@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -33,10 +33,12 @@ class Contender:
     """A program under test; `environment` gives its variables from port and processes."""
 
     name: str
+    description: str
     serve: list[str]
     environment: Callable[[int, int], dict[str, str]]
     workers: int
     prepare: list[str] = field(default_factory=list)  # makes the tables, where `serve` does not
+    root: Path = ROOT  # the folder in which it is started
 
 
 @dataclass
@@ -62,6 +64,7 @@ def service(workers: int, threads: int) -> Contender:
     """Return the service as production runs it."""
     return Contender(
         name="service",
+        description=f"Granian, {workers} processes of {threads} threads",
         serve=[sys.executable, "manage.py", "serve"],
         environment=lambda port, workers: {
             "APP_SETTINGS": "project.config.ProductionConfig",
@@ -76,10 +79,18 @@ def service(workers: int, threads: int) -> Contender:
     )
 
 
+def before(root: Path, workers: int, threads: int) -> Contender:
+    """Return the service as it stands in another checkout, started in the same way."""
+    return replace(
+        service(workers, threads), name="before", description="another checkout", root=root
+    )
+
+
 def reference() -> Contender:
     """Return the plain application, served the ordinary way: 2 processes of 4 threads."""
     return Contender(
         name="reference",
+        description="gunicorn gthread, 2 processes of 4 threads",
         serve=[
             *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "4"),
             *("--log-level", "warning", "bench.reference:app"),
@@ -162,7 +173,12 @@ def serving(
 
         def start(command: list[str]) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=contender.root,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
         try:
