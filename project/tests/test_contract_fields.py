@@ -1,9 +1,12 @@
-"""What is valid: usernames, emails and passwords, to the edge of each rule."""
+"""What is valid: usernames, emails, passwords and a token's session, to the edge of each rule."""
 
 import unicodedata
 
-from project.tests.test_contract_input import ADDING, ROUTES, SECRET, USER, InputTestCase
+from project.tests.test_contract_input import ADDING, SECRET, USER, InputTestCase
+from project.tests.test_sessions import DAY, ENDED, INVALID, SessionsTestCase, claims_of
 from project.tests.utils import stored_users
+
+WITH_CREDENTIALS = [*ADDING, "/auth/login"]
 
 
 class TestUsernames(InputTestCase):
@@ -182,7 +185,7 @@ class TestEmails(InputTestCase):
         ]
         long = [f"x{self.LONGEST}", f"{'x' * 127}@y", f"{'x' * 50_000}@y.z", "@" * 50_000]
         for email in [*parts, *labels, *blanks, *control, *unicode, *quoting, *long]:
-            for path in ROUTES:
+            for path in WITH_CREDENTIALS:
                 with self.subTest(email[:30], path=path):
                     self.assert_refused(path, {"email"}, json=USER | {"email": email})
 
@@ -256,6 +259,88 @@ class TestPasswords(InputTestCase):
 
     def test_empty(self) -> None:
         """An empty password is refused, at login too."""
-        for path in ROUTES:
+        for path in WITH_CREDENTIALS:
             with self.subTest(path):
                 self.assert_refused(path, {"password"}, json=USER | {"password": ""})
+
+
+class TestSessionsOfTokens(SessionsTestCase):
+    """A token is good while the session that it names lives, and for that session's user only."""
+
+    def test_genuine(self) -> None:
+        """A token made by hand as ours are made is taken: forgeries differ in one thing."""
+        self.assert_live(self.forge(claims_of(self.start())))
+
+    def test_no_session(self) -> None:
+        """A token without a session is none of ours, however genuine."""
+        claims = claims_of(self.start())
+        del claims["sid"]
+
+        self.assert_refused(self.forge(claims), INVALID)
+        self.assert_refused(self.user.encode_auth_token(self.user.id), INVALID)
+
+    def test_malformed_session(self) -> None:
+        """What can't be the id of a session makes no token of ours, whoever signed it."""
+        claims = claims_of(self.start())
+        good = claims["sid"]
+        texts = ["", good[:-1], f"{good}A", f"{good}\n", f" {good}", f"{good[:-1]}\0", "é" * 22]
+        texts += [f"{good[:-1]}{end}" for end in "+/=. %'"]
+        for sid in [*texts, None, True, 1, 10**21, [good], {"id": good}, "x" * 2_000]:
+            with self.subTest(sid=sid):
+                self.assert_refused(self.forge(claims | {"sid": sid}), INVALID)
+
+    def test_ended_session(self) -> None:
+        """A genuine token of a session that isn't there, or not in that case, is said to be."""
+        claims = claims_of(self.start())
+
+        self.assert_refused(self.forge(claims | {"sid": "x" * 22}), ENDED)
+        self.assert_refused(self.forge(claims | {"sid": claims["sid"].swapcase()}), ENDED)
+
+    def test_session_of_another(self) -> None:
+        """A session is good for its own user only."""
+        claims, others = claims_of(self.start()), claims_of(self.start("other@test.com"))
+
+        self.assert_refused(self.forge(claims | {"sid": others["sid"]}), ENDED)
+        self.assert_refused(self.forge(others | {"sid": claims["sid"]}), ENDED)
+
+    def test_expired_session(self) -> None:
+        """A session is over at the very moment that its row says, whatever a token says."""
+        claims = claims_of(self.start())
+        token = self.forge(claims | {"exp": claims["exp"] + 99 * DAY})
+
+        self.move_clock(30 * DAY - 0.000001)
+        self.assert_live(token)
+
+        self.move_clock(0.000001)
+        self.assert_refused(token, ENDED)
+
+    def test_appended_characters(self) -> None:
+        """Characters appended to a token neither keep its session nor bring it back."""
+        token = self.start()
+        for session in ("live", "ended"):
+            for appended in ("A", "AA", "=", "==", ".", ".e30", "~"):
+                with self.subTest(appended, session=session):
+                    self.assert_refused(token + appended, INVALID)
+            self.get("/auth/logout", token)
+        self.assert_refused(token, ENDED)
+
+
+class TestDevices(SessionsTestCase):
+    """Of the device that a client says it is, only so much is kept."""
+
+    def test_user_agent(self) -> None:
+        """A user agent has at most 512 characters, and no control character."""
+        for sent, kept in {
+            "x" * 512: "x" * 512,
+            "x" * 513: "x" * 512,
+            "é" * 30_000: "é" * 512,
+            "a\0b\x1b[31m\r\nc\t\x7f\x85": "a?b?[31m??c???",
+            "": "",
+        }.items():
+            with self.subTest(sent[:20], length=len(sent)):
+                self.assertEqual(kept, self.start_from(HTTP_USER_AGENT=sent)["user_agent"])
+
+    def test_ip(self) -> None:
+        """An address has at most 64 characters, and there may be none."""
+        self.assertEqual("f" * 64, self.start_from(REMOTE_ADDR="f" * 65)["ip"])
+        self.assertIsNone(self.start_from(REMOTE_ADDR="")["ip"])

@@ -7,14 +7,28 @@ from urllib.parse import quote
 
 from werkzeug.test import TestResponse
 
-from project.tests.base import BaseTestCase
-from project.tests.utils import add_user, stored_users
+from project.tests.base import BaseTestCase, bearer
+from project.tests.test_sessions import NOT_FOUND, SessionsTestCase, session_of
+from project.tests.utils import add_user, start_session, stored_sessions, stored_users
 
 SECRET = "correct-horse-battery"
 USER = {"username": "justatest", "email": "test@test.com", "password": SECRET}
 LOGIN = {"email": "test@test.com", "password": SECRET}
 # The routes that take a body, and the word for failure in each.
-ROUTES = {"/auth/register": "error", "/users": "fail", "/auth/login": "error"}
+ROUTES = {
+    "/auth/register": "error",
+    "/users": "fail",
+    "/auth/login": "error",
+    "/auth/refresh": "error",
+    "/auth/password": "error",
+}
+BODIES: dict[str, dict[str, str]] = {
+    "/auth/register": USER,
+    "/users": USER,
+    "/auth/login": LOGIN,
+    "/auth/refresh": {"refresh_token": SECRET},
+    "/auth/password": {"current_password": SECRET, "new_password": SECRET},
+}
 ADDING = ["/auth/register", "/users"]
 LIMIT = 64 * 1024
 JSON = "application/json"
@@ -22,13 +36,20 @@ NOT_STRINGS: list[object] = [1, 0, 1.5, True, False, None, [], [SECRET], {}, {"t
 
 
 class InputTestCase(BaseTestCase):
-    """A test that sends bodies."""
+    """A test that sends bodies, with the token of somebody who is logged in."""
+
+    def setUp(self) -> None:
+        """Log a caller in, and stop the clock: no token expires by itself."""
+        super().setUp()
+        self.move_clock(0)
+        caller = add_user("caller", "caller@test.com", "caller's password")
+        self.caller = bearer(start_session(caller).auth_token)
 
     def assert_refused(self, path: str, fields: set[str], **body: Any) -> None:
         """Check a refusal: each field is named, no password is echoed, nobody is stored."""
-        before = stored_users()
+        before = stored_users(), stored_sessions()
 
-        response = self.client.post(path, **body)
+        response = self.client.post(path, headers=self.caller, **body)
 
         data = self.assert_error(response, 400, "Invalid payload.", "invalid_payload", ROUTES[path])
         self.assertEqual(fields, set(data["errors"]))
@@ -36,11 +57,11 @@ class InputTestCase(BaseTestCase):
             self.assertIsInstance(reason, str)
             self.assertTrue(reason)
         self.assertNotIn(SECRET, response.get_data(as_text=True))
-        self.assertEqual(before, stored_users())
+        self.assertEqual(before, (stored_users(), stored_sessions()))
 
     def post_raw(self, path: str, body: bytes, content_type: str | None = JSON) -> TestResponse:
         """Return the answer to bytes."""
-        return self.client.post(path, data=body, content_type=content_type)
+        return self.client.post(path, data=body, content_type=content_type, headers=self.caller)
 
     def assert_registered(self, **changes: object) -> dict[str, Any]:
         """Check that USER with these changes registers, and return the stored row."""
@@ -109,9 +130,8 @@ class TestBodies(InputTestCase):
 
     def test_empty_object(self) -> None:
         """An empty object lacks every field."""
-        for path in ADDING:
-            self.assert_refused(path, {"username", "email", "password"}, json={})
-        self.assert_refused("/auth/login", {"email", "password"}, json={})
+        for path, body in BODIES.items():
+            self.assert_refused(path, set(body), json={})
 
     def test_media_types(self) -> None:
         """Only application/json is read."""
@@ -150,6 +170,7 @@ class TestBodies(InputTestCase):
                             path,
                             input_stream=io.BytesIO(self.padded(size)),
                             content_type=JSON,
+                            headers=self.caller,
                             environ_overrides=environ,
                         )
                         for size in (LIMIT + 1, LIMIT)
@@ -161,21 +182,24 @@ class TestBodies(InputTestCase):
                     # The second was read: an answer about the user, and not about the body.
                     self.assertNotIn("body", answers[1].get_json().get("errors", {}))
                     self.assertNotEqual(413, answers[1].status_code)
-        self.assertEqual(["justatest"], [user["username"] for user in stored_users()])
+        names = [user["username"] for user in stored_users()]
+        self.assertEqual(["caller", "justatest"], names)
 
     def test_declared_too_large(self) -> None:
         """A body that only claims to be larger is not waited for."""
-        response = self.client.post(
-            "/auth/register", json=USER, environ_overrides={"CONTENT_LENGTH": str(10**12)}
-        )
+        environ = {"CONTENT_LENGTH": str(10**12)}
+        for path, body in BODIES.items():
+            with self.subTest(path):
+                response = self.client.post(
+                    path, json=body, headers=self.caller, environ_overrides=environ
+                )
 
-        self.assertEqual(413, response.status_code)
-        self.assertEqual([], stored_users())
+                self.assertEqual(413, response.status_code)
+        self.assertEqual(["caller"], [user["username"] for user in stored_users()])
 
     def test_types(self) -> None:
         """A field is a string: a number, a flag, null, a list and an object are none."""
-        for path in ROUTES:
-            body = LOGIN if path == "/auth/login" else USER
+        for path, body in BODIES.items():
             for field in body:
                 for value in NOT_STRINGS:
                     with self.subTest(path, field=field, value=value):
@@ -199,7 +223,6 @@ class TestBodies(InputTestCase):
             "__class__": {"admin": True},
             "": None,
         }
-        self.move_clock(0)
         for path in ADDING:
             with self.subTest(path):
                 body = USER | {"username": path, "email": f"test@{path[-5:]}.com"} | extra
@@ -242,6 +265,22 @@ class TestIds(BaseTestCase):
                 response = self.get(f"/users/{path}")
 
                 self.assert_error(response, 404, "User does not exist", "user_not_found", "fail")
+
+
+class TestSessionIds(SessionsTestCase):
+    """The id of a session in a path is written in one way."""
+
+    def test_others(self) -> None:
+        """What is no id of a session is a session that does not exist."""
+        token = self.start()
+        own = session_of(token)
+        around = [f" {own}", f"{own} ", f"{own}\n", f"{own}\0", f"{own}A", own[:-1], own[1:]]
+        words = ["blah", "null", "current", "all", "*", "%", "1", "é" * 22, "x" * 5_000]
+        quoted = map(quote, [*around, *words, own.swapcase(), "x" * 22, "+" * 22])
+        for path in [*quoted, "%00", "%00" * 22, f"{own[:-1]}%00", "%ff" * 22]:
+            with self.subTest(path[:50]):
+                self.assert_error(self.end(path, token), *NOT_FOUND)
+        self.assert_live(token)
 
 
 class TestAuthorization(BaseTestCase):
@@ -287,3 +326,11 @@ class TestAuthorization(BaseTestCase):
         response = self.client.get("/auth/status", headers=headers)
 
         self.assert_error(response, 401, "Invalid token. Please log in again.", "token_invalid")
+
+    def test_comes_before_the_query(self) -> None:
+        """Who is calling is asked before what they ask for is looked at."""
+        missing = self.get("/auth/logout?scope=nobody")
+        invalid = self.get("/auth/logout?scope=nobody", "invalid")
+
+        self.assert_error(missing, 403, "Provide a valid auth token.", "token_missing")
+        self.assert_error(invalid, 401, "Invalid token. Please log in again.", "token_invalid")
