@@ -18,6 +18,8 @@ import orjson
 import psycopg2
 from sqlalchemy import make_url
 
+from project.config import BaseConfig
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_TIMEOUT = 30  # seconds
 
@@ -69,20 +71,7 @@ def manage(
 
 def settings(**environment: str) -> dict[str, str]:
     """Return this process's environment with these settings and no others of the service's."""
-    names = {
-        "APP_SETTINGS",
-        "DATABASE_URL",
-        "DATABASE_TEST_URL",
-        "SECRET_KEY",
-        "TOKEN_EXPIRATION_DAYS",
-        "TOKEN_EXPIRATION_SECONDS",
-        "BCRYPT_LOG_ROUNDS",
-        "BCRYPT_THREADS",
-        "BODY_TIMEOUT",
-        "USERS_API_OPEN",
-        "GRANIAN_WORKERS",
-        "GRANIAN_BLOCKING_THREADS",
-    }
+    names = {"APP_SETTINGS", "DATABASE_URL", "DATABASE_TEST_URL", *BaseConfig.model_fields}
     return {key: value for key, value in os.environ.items() if key not in names} | environment
 
 
@@ -100,11 +89,10 @@ class Service:
         self._output = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  # `stop` closes it
         self._environment = settings(
             APP_SETTINGS="project.config.ProductionConfig",
-            SECRET_KEY=secrets.token_hex(32),
             DATABASE_URL=database_url,
             GRANIAN_HOST="127.0.0.1",
             GRANIAN_PORT=str(self.port),
-            **{"BCRYPT_LOG_ROUNDS": "4"} | environment,
+            **{"SECRET_KEY": secrets.token_hex(32), "BCRYPT_LOG_ROUNDS": "4"} | environment,
         )
 
     def __enter__(self) -> "Service":

@@ -233,6 +233,8 @@ class TestEnvironment(ConfigTestCase):
         wrong = {
             "TOKEN_EXPIRATION_DAYS": "a month",
             "TOKEN_EXPIRATION_SECONDS": "-1",
+            "REFRESH_EXPIRATION_SECONDS": "0",
+            "SESSION_EXPIRATION_SECONDS": "90 days",
             "BCRYPT_LOG_ROUNDS": "3",
             "BCRYPT_THREADS": "0",
             "BODY_TIMEOUT": "0",
@@ -275,6 +277,27 @@ class TestEnvironment(ConfigTestCase):
             "TOKEN_EXPIRATION_DAYS",
             "TOKEN_EXPIRATION_SECONDS",
         )
+
+    def test_sessions_outlive_tokens(self) -> None:
+        """A token that would live longer than any session is refused with both figures."""
+        for changes, longest in (
+            ({"TOKEN_EXPIRATION_DAYS": "365"}, "31536000"),
+            ({"REFRESH_EXPIRATION_SECONDS": "7776001"}, "7776001"),
+        ):
+            with self.subTest(longest):
+                self.assert_refused(
+                    ProductionConfig,
+                    PRODUCTION | changes,
+                    "SESSION_EXPIRATION_SECONDS=7776000",
+                    longest,
+                )
+
+    def test_lifetimes(self) -> None:
+        """A refresh token lives 30 days and a session at most 90 unless told."""
+        config = ProductionConfig.from_environment(PRODUCTION)
+
+        self.assertEqual(30 * 86_400, config.REFRESH_EXPIRATION_SECONDS)
+        self.assertEqual(90 * 86_400, config.SESSION_EXPIRATION_SECONDS)
 
     def test_database_urls(self) -> None:
         """Every spelling of PostgreSQL means psycopg2; other databases are refused unshown."""

@@ -1,6 +1,8 @@
 """The command line, run as people run it."""
 
+import secrets
 import unittest
+from typing import Any
 
 from sqlalchemy import create_engine, text
 
@@ -12,6 +14,7 @@ PRODUCTION = {
     "APP_SETTINGS": "project.config.ProductionConfig",
     "SECRET_KEY": "0123456789abcdef" * 2,
 }
+EARLIER, LATER = "2001-01-01 00:00:00+00:00", "2999-01-01 00:00:00+00:00"
 
 
 class TestManage(unittest.TestCase):
@@ -40,15 +43,41 @@ class TestManage(unittest.TestCase):
         self.assertIn(reason, result.stderr)
         self.assertNotIn("Traceback", result.stderr)
 
-    def users(self) -> list[tuple[str, bool]]:
-        """Return the email of every user and whether they are an admin."""
+    def execute(self, statement: str, *rows: dict[str, Any]) -> list[Any]:
+        """Execute a statement on the database; return its rows, if it has any."""
         engine = create_engine(database_url(self.url))
         try:
-            with engine.connect() as connection:
-                rows = connection.execute(text("SELECT email, admin FROM users ORDER BY email"))
-                return [(row.email, bool(row.admin)) for row in rows]
+            with engine.begin() as connection:
+                result = connection.execute(text(statement), rows or None)
+                return list(result) if result.returns_rows else []
         finally:
             engine.dispose()
+
+    def users(self) -> list[tuple[str, bool]]:
+        """Return the email of every user and whether they are an admin."""
+        rows = self.execute("SELECT email, admin FROM users ORDER BY email")
+        return [(row.email, bool(row.admin)) for row in rows]
+
+    def add_sessions(self, email: str, number: int, expires_at: str) -> None:
+        """Give a user so many sessions."""
+        sessions = [
+            {"id": secrets.token_urlsafe(16), "email": email, "expires_at": expires_at}
+            for _ in range(number)
+        ]
+        self.execute(
+            "INSERT INTO sessions (id, user_id, generation, created_at, last_used_at, user_agent,"
+            " expires_at) SELECT :id, id, 0, created_at, created_at, '', :expires_at FROM users"
+            " WHERE email = :email",
+            *sessions,
+        )
+
+    def sessions(self) -> dict[str, int]:
+        """Return how many sessions each user has who has any."""
+        rows = self.execute(
+            "SELECT email, count(*) AS number FROM users JOIN sessions ON user_id = users.id"
+            " GROUP BY email"
+        )
+        return {row.email: row.number for row in rows}
 
     def test_database_commands(self) -> None:
         """The schema is made, seeded twice with the same result, emptied, and taken down."""
@@ -87,6 +116,46 @@ class TestManage(unittest.TestCase):
             with self.subTest(reason):
                 arguments = ("create_admin", username, email)
                 self.assert_refused(1, reason, *arguments, stdin=f"{password}\n")
+
+    def test_ending_sessions(self) -> None:
+        """Sessions are ended one user at a time, with or without their access."""
+        michael, herman = "michael@realpython.com", "michael@mherman.org"
+        self.manage("db", "upgrade", production=True)
+        self.manage("seed_db")
+        for email in (michael, herman):
+            self.add_sessions(email, 3, LATER)
+
+        printed = self.manage("end_sessions", "Michael@RealPython.com", production=True)
+        self.assertIn("3 sessions", printed)
+        self.assertEqual({herman: 3}, self.sessions())
+
+        self.manage("deactivate", herman, production=True)
+        self.assertEqual({}, self.sessions())
+        active = "SELECT email FROM users WHERE active ORDER BY email"
+        self.assertEqual([michael], [row.email for row in self.execute(active)])
+
+        # One that somebody made by hand, or that a backup brought back.
+        self.add_sessions(herman, 1, LATER)
+        self.manage("activate", herman, production=True)
+        self.assertEqual({}, self.sessions())
+        self.assertEqual([herman, michael], [row.email for row in self.execute(active)])
+
+        for command in ("deactivate", "end_sessions"):
+            with self.subTest(command):
+                self.assert_refused(1, "no user with the email a@b.c", command, "a@b.c")
+
+    def test_purge(self) -> None:
+        """Expired sessions are deleted in batches, and nothing else is; again there are none."""
+        email = "michael@mherman.org"
+        self.manage("db", "upgrade")
+        self.manage("seed_db")
+        self.add_sessions(email, 2_345, EARLIER)
+        self.add_sessions(email, 3, LATER)
+
+        self.assertIn("2345 expired sessions", self.manage("purge", production=True))
+        self.assertEqual({email: 3}, self.sessions())
+        self.assertIn("0 expired sessions", self.manage("purge"))
+        self.assertEqual({email: 3}, self.sessions())
 
     def test_shell(self) -> None:
         """The shell knows the application, the database and the users."""

@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import unittest
+from typing import Any
 from unittest import mock
 
 import flask_migrate
@@ -50,6 +51,39 @@ class TestMigrations(unittest.TestCase):
         flask_migrate.upgrade()
         self.assertEqual(tables, set(inspect(db.engine).get_table_names()))
         self.assertEqual({"alembic_version", *db.metadata.tables}, tables)
+
+    def test_rows_survive(self) -> None:
+        """Users are what they were after every step up and down; sessions go with their table."""
+        user = (
+            "INSERT INTO users (username, username_key, email, password, active, admin, created_at)"
+            " VALUES ('Ada', 'ada', 'ada@test.com', 'x', (1 = 1), (1 = 0), '2026-11-22 09:00:00')"
+        )
+        session = (
+            "INSERT INTO sessions SELECT '0123456789abcdefABCDEF', id, 3, created_at, created_at,"
+            " '192.0.2.1', 'curl', created_at FROM users"
+        )
+        flask_migrate.upgrade(revision="0001")
+        self.execute(user)
+        before = self.execute("SELECT * FROM users")
+
+        flask_migrate.upgrade()
+        self.assertEqual(before, self.execute("SELECT * FROM users"))
+        self.execute(session)
+        flask_migrate.downgrade(revision="0001")
+        self.assertEqual(before, self.execute("SELECT * FROM users"))
+        flask_migrate.upgrade()
+        self.assertEqual(before, self.execute("SELECT * FROM users"))
+        self.assertEqual([], self.execute("SELECT * FROM sessions"))
+
+        self.execute(session)
+        self.execute("DELETE FROM users")
+        self.assertEqual([], self.execute("SELECT * FROM sessions"))
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """Execute a statement in a transaction of its own; return its rows, if it has any."""
+        with db.engine.begin() as connection:
+            result = connection.exec_driver_sql(statement)
+            return [tuple(row) for row in result] if result.returns_rows else []
 
     def test_offline(self) -> None:
         """The statements can be printed for somebody else to run."""

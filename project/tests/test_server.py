@@ -1,10 +1,12 @@
 """The service as production runs it: processes, sockets and signals."""
 
+import secrets
 import signal
 import threading
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from project.tests import scratch
 from project.tests.scratch import Service
@@ -29,6 +31,110 @@ class ServerTestCase(unittest.TestCase):
         service.__enter__()
         self.addCleanup(service.stop)
         return service
+
+
+class TestTwoServers(unittest.TestCase):
+    """Two servers on one database, as on two machines."""
+
+    key: str
+    url: str
+    one: Service
+    other: Service
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Start both with the same key, and register a user."""
+        cls.key = secrets.token_hex(32)
+        cls.url = cls.enterClassContext(scratch.database())
+        cls.one = cls.enterClassContext(Service(cls.url, SECRET_KEY=cls.key))
+        cls.other = cls.enterClassContext(Service(cls.url, SECRET_KEY=cls.key))
+        cls.one.register("user")
+
+    def log_in(self) -> dict[str, Any]:
+        """Return the tokens of a new session that both servers know."""
+        status, tokens, _ = self.one.login("user")
+        self.assertEqual(200, status, tokens)
+        for server in (self.one, self.other):
+            self.assertEqual(200, self.status(server, tokens)[0])
+        return tokens
+
+    def status(self, server: Service, tokens: dict[str, Any]) -> tuple[int, str | None]:
+        """Return status and code of the answer to who is calling."""
+        status, answer, _ = server.request("GET", "/auth/status", token=tokens["auth_token"])
+        return status, answer.get("code")
+
+    def assert_ended(self, tokens: dict[str, Any], code: str = "session_ended") -> None:
+        """Check that neither token is taken, by neither server."""
+        for server in (self.other, self.one):
+            self.assertEqual((401, code), self.status(server, tokens))
+            body = {"refresh_token": tokens["refresh_token"]}
+            status, answer, _ = server.request("POST", "/auth/refresh", body)
+            self.assertEqual((401, code), (status, answer["code"]))
+
+    def manage(self, *arguments: str) -> None:
+        """Run a command as the operator of one of them."""
+        result = scratch.manage(
+            *arguments,
+            APP_SETTINGS="project.config.ProductionConfig",
+            SECRET_KEY=self.key,
+            DATABASE_URL=self.url,
+        )
+        self.assertEqual(0, result.returncode, result.stderr)
+
+    def test_ended_on_one_is_ended_on_the_other(self) -> None:
+        """Whatever ends a session on one server ends it on both, at the very next request."""
+        for name, method, path, body in (
+            ("logout", "POST", "/auth/logout", None),
+            ("logout everywhere", "GET", "/auth/logout?scope=all", None),
+        ):
+            with self.subTest(name):
+                tokens = self.log_in()
+                answer = self.one.request(method, path, body, token=tokens["auth_token"])
+                self.assertEqual(200, answer[0], answer)
+                self.assert_ended(tokens)
+
+        tokens, second = self.log_in(), self.log_in()
+        mine = self.one.request("GET", "/auth/sessions", token=second["auth_token"])[1]["data"]
+        ids = {session["current"]: session["id"] for session in mine["sessions"]}
+        for name, method, path, body in (
+            ("one session", "DELETE", f"/auth/sessions/{ids[False]}", None),
+            ("the others", "GET", "/auth/logout?scope=others", None),
+            (
+                "password",
+                "POST",
+                "/auth/password",
+                {"current_password": "test", "new_password": "test"},
+            ),
+        ):
+            with self.subTest(name):
+                answer = self.one.request(method, path, body, token=second["auth_token"])
+                self.assertEqual(200, answer[0], answer)
+                self.assert_ended(tokens)
+                self.assertEqual((200, None), self.status(self.other, second))
+                tokens = self.log_in()
+
+        with self.subTest("command"):
+            self.manage("end_sessions", "user@test.com")
+            self.assert_ended(tokens)
+            self.assert_ended(second)
+        with self.subTest("deactivated"):
+            tokens = self.log_in()
+            self.manage("deactivate", "user@test.com")
+            self.assert_ended(tokens, "account_inactive")
+            self.manage("activate", "user@test.com")
+            self.assert_ended(tokens)
+
+    def test_refreshed_on_one_is_refreshed_on_the_other(self) -> None:
+        """The same refresh token gets the same successor from both."""
+        body = {"refresh_token": self.log_in()["refresh_token"]}
+        answers = [
+            server.request("POST", "/auth/refresh", body)
+            for server in (self.one, self.other, self.one)
+        ]
+
+        self.assertEqual([200, 200, 200], [status for status, _, _ in answers])
+        self.assertEqual(1, len({answer["refresh_token"] for _, answer, _ in answers}))
+        self.assertEqual(1, len({answer["auth_token"] for _, answer, _ in answers}))
 
 
 class TestServer(ServerTestCase):
