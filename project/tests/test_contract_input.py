@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from werkzeug.test import TestResponse
 
+from project.bulkhead import Bulkhead
 from project.tests.base import BaseTestCase, bearer
 from project.tests.test_sessions import NOT_FOUND, SessionsTestCase, session_of
 from project.tests.utils import add_user, start_session, stored_sessions, stored_users
@@ -239,6 +240,49 @@ class TestBodies(InputTestCase):
                 credentials = {"email": body["email"], "password": SECRET} | extra
                 login = self.client.post("/auth/login", json=credentials)
                 self.assertEqual(200, login.status_code)
+
+
+class TestPlaces(InputTestCase):
+    """Few bodies that lead to no hash are read at once; the others need no place among them."""
+
+    def refresh(self, body: bytes = b"{}") -> TestResponse:
+        """Return the answer to a body sent to /auth/refresh."""
+        return self.post_raw("/auth/refresh", body)
+
+    def fill(self) -> None:
+        """Take every place, until the pushed context is popped."""
+        places: Bulkhead = self.app.extensions["body_bulkhead"]
+        for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 4):
+            places.enter()
+
+    def test_full(self) -> None:
+        """Who finds no place is told when to come again, before the body is read."""
+        with self.app.app_context():
+            self.fill()
+            for body in (b"", b"{", b"x" * 70_000, b'{"refresh_token": "x"}'):
+                response = self.refresh(body)
+
+                message = "The service is busy. Please try again."
+                self.assert_error(response, 503, message, "busy")
+                self.assertEqual("1", response.headers["Retry-After"])
+
+    def test_others(self) -> None:
+        """Slow readers at /auth/refresh keep nobody from anything else."""
+        with self.app.app_context():
+            self.fill()
+            self.assertEqual(200, self.login("caller@test.com", "caller's password").status_code)
+            self.assert_registered()
+            self.assertEqual(200, self.client.get("/auth/status", headers=self.caller).status_code)
+
+    def test_given_back(self) -> None:
+        """Each request gives its place back, however it ends."""
+        with self.app.app_context():
+            self.fill()
+        refusals = {b"": 400, b"[": 400, b"{}": 400, b"x" * 70_000: 413}
+        refusals |= {b'{"refresh_token": "x"}': 401}
+        for body, status in refusals.items():
+            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"]):
+                self.assertEqual(status, self.refresh(body).status_code)
 
 
 class TestIds(BaseTestCase):
