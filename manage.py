@@ -25,7 +25,6 @@ from project.errors import EmailExists, InvalidPayload, ServiceError, UserNotFou
 ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "project" / "tests"
 TEST_COMMANDS = {"test", "cov"}
-PURGED_AT_ONCE = 1_000  # sessions
 
 
 def application() -> UsersService:
@@ -192,7 +191,7 @@ def end_sessions(email: str) -> None:
 def purge() -> None:
     """Delete the sessions whose time is over, a few at a time."""
     purged = 0
-    while deleted := sessions.delete_expired(limit=PURGED_AT_ONCE):
+    while deleted := sessions.delete_expired():
         db.session.commit()
         purged += deleted
     print(f"{purged} expired sessions deleted.")

@@ -11,7 +11,7 @@ from sqlalchemy import Row, bindparam, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from project import clock, database, passwords, sessions
-from project.api.models import Session, User
+from project.api.models import User
 from project.errors import (
     AccountInactive,
     Busy,
@@ -29,21 +29,12 @@ from project.extensions import db
 _TAKEN = "is taken"
 # How often a password is checked against an account that changes under the check.
 _ATTEMPTS = 3
-_EXPIRED_AT_ONCE = 1_000  # sessions
-_HAS_EXPIRED = (
-    select(Session.id)
-    .where(
-        Session.user_id == User.id,
-        Session.expires_at <= bindparam("now", type_=Session.expires_at.type),
-    )
-    .exists()
-    .label("has_expired")
-)
-_CREDENTIALS = select(User.id, User.password, User.active, _HAS_EXPIRED).where(
-    User.email == bindparam("email")
-)
+_CREDENTIALS = select(
+    User.id, User.password, User.active, sessions.HAS_EXPIRED.label("has_expired_sessions")
+).where(User.email == bindparam("email"))
 _PASSWORD = select(User.password).where(User.id == bindparam("user_id"), User.active)
 _PUBLIC = select(User.id, User.username, User.email, User.created_at)
+_BY_EMAIL = select(User.id).where(User.email == bindparam("email"))
 _BY_ID = _PUBLIC.where(User.id == bindparam("user_id"))
 _NEWEST = _PUBLIC.order_by(User.created_at.desc(), User.id.desc()).limit(bindparam("limit"))
 _NEWEST_AFTER = _NEWEST.where(
@@ -64,10 +55,7 @@ def register(username: str, email: str, password: str, device: sessions.Device) 
         username_taken=UserExists(errors={"username": _TAKEN}),
         email_taken=UserExists(errors={"email": _TAKEN}),
     )
-    pair = sessions.start(user.id, user.password, device)
-    if pair is None:
-        raise AccountInactive
-    return pair
+    return sessions.start(user.id, user.password, device)
 
 
 def add(username: str, email: str, password: str, *, admin: bool = False) -> User:
@@ -132,12 +120,14 @@ def log_in(email: str, password: str, device: sessions.Device) -> sessions.Pair:
         if passwords.needs_rehash(hashed):
             hashed = passwords.hash(password)
             _replace_password(user.id, user.password, hashed)
-        pair = sessions.start(user.id, hashed, device)
-        if pair is not None:
-            if user.has_expired:
-                sessions.delete_expired(user_id=user.id, limit=_EXPIRED_AT_ONCE)
-            return pair
-        db.session.rollback()  # somebody changed the account while its password was checked
+        try:
+            pair = sessions.start(user.id, hashed, device)
+        except sessions.UserChanged:
+            db.session.rollback()
+            continue
+        if user.has_expired_sessions:
+            sessions.delete_expired(user_id=user.id)
+        return pair
     raise Busy(retry_after=1)
 
 
@@ -189,7 +179,7 @@ def set_active(email: str, active: bool) -> None:
 
 def find_by_email(email: str) -> int:
     """Return the id of the user with this email; raises UserNotFound."""
-    user = database.fetch_one(_CREDENTIALS, email=email, now=clock.utcnow())
+    user = database.fetch_one(_BY_EMAIL, email=email)
     if user is None:
         raise UserNotFound
     return int(user.id)

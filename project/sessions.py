@@ -2,7 +2,7 @@
 
 A session is a row while it lives. A token names its session, so whatever deletes the row ends the
 token, everywhere and at the next request.
-Functions here write and may flush; the caller commits.
+Functions here write and may flush; the caller commits, but for the end of a stolen session.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,19 @@ log = structlog.get_logger()
 # A refresh token that comes a second time so soon is a lost answer or another tab, not a theft.
 REUSE_INTERVAL = timedelta(seconds=10)
 MAX_LISTED = 1_000
+DELETED_AT_ONCE = 1_000
 
 _users = cast(Table, User.__table__)
 _sessions = cast(Table, Session.__table__)
 
 _NOW = bindparam("now", type_=_sessions.c.expires_at.type)
 _LIVES = _sessions.c.expires_at > _NOW
+# For a query about users: whether `delete_expired` would find something of theirs at `now`.
+HAS_EXPIRED = (
+    select(_sessions.c.id)
+    .where(_sessions.c.user_id == _users.c.id, _sessions.c.expires_at <= _NOW)
+    .exists()
+)
 
 
 def _with_user(*columns: Any) -> Select[Any]:
@@ -114,10 +121,14 @@ class Pair(NamedTuple):
     expires_in: int  # seconds of life that `auth_token` has left
 
 
-def start(user_id: int, password_hash: str, device: Device) -> Pair | None:
-    """Return the tokens of a new session, or None when the user isn't what they just were.
+class UserChanged(Exception):
+    """The user is not what they were when their password was verified."""
 
-    That is: not there, not active, or with another `password_hash` than the one that was verified.
+
+def start(user_id: int, password_hash: str, device: Device) -> Pair:
+    """Return the tokens of a new session of a user whose password has just been verified.
+
+    Raises UserChanged when they are gone or deactivated meanwhile, or have another hash.
     """
     now = clock.utcnow()
     started = db.session.execute(
@@ -131,7 +142,9 @@ def start(user_id: int, password_hash: str, device: Device) -> Pair | None:
             **device._asdict(),
         },
     ).one_or_none()
-    return _pair(started, now) if started else None
+    if started is None:
+        raise UserChanged
+    return _pair(started, now)
 
 
 def _expiry(now: datetime, logged_in_at: datetime) -> datetime:
@@ -275,13 +288,15 @@ def log_out(user_id: int, session_id: str, scope: Literal["others", "all"] | Non
         end_all(user_id, but=session_id if scope == "others" else None)
 
 
-def delete_expired(*, user_id: int | None = None, limit: int) -> int:
-    """Delete at most `limit` sessions whose time is over, of one user or of all; return how many.
+def delete_expired(user_id: int | None = None) -> int:
+    """Delete sessions whose time is over, of one user or of all; return how many, 0 at the end.
+
+    At most DELETED_AT_ONCE, so that nobody holds many rows for long.
 
     Rows that somebody else is deleting are left to them: nobody waits, so nobody deadlocks.
     """
     expired = select(_sessions.c.id).where(_sessions.c.expires_at <= clock.utcnow())
     if user_id is not None:
         expired = expired.where(_sessions.c.user_id == user_id)
-    expired = expired.limit(limit).with_for_update(skip_locked=True)
+    expired = expired.limit(DELETED_AT_ONCE).with_for_update(skip_locked=True)
     return database.write(delete(_sessions).where(_sessions.c.id.in_(expired)))

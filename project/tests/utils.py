@@ -19,8 +19,6 @@ def add_user(username: str, email: str, password: str, **columns: Any) -> User:
 def start_session(user: User) -> sessions.Pair:
     """Return the tokens of a new session of a user, as a login would have given them."""
     pair = sessions.start(user.id, user.password, sessions.Device("192.0.2.1", "tests"))
-    if pair is None:
-        raise ValueError("the user is not active")
     db.session.commit()
     return pair
 
