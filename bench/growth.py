@@ -1,0 +1,247 @@
+"""Show whether the number of sessions makes a difference: python -m bench.growth --help.
+
+Databases of several sizes are made, migrated and filled. The application is asked for what a
+request asks, and its statements, as they went to PostgreSQL, are timed in turn and explained.
+"""
+
+import argparse
+import os
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flask_migrate
+import psycopg2
+from flask import current_app
+from sqlalchemy import URL, Connection, Engine, event, make_url
+
+from bench.report import (
+    add_database_url,
+    leave_when_terminated,
+    machine,
+    say,
+    spread,
+    spread_in_words,
+)
+from bench.servers import PASSWORD, database, url_text
+from project import UsersService, accounts, create_app, db, passwords, sessions, tokens
+from project.database import READ
+
+MANY, ONE = 1, 2  # the ids of the users with very many sessions and with a single one
+SAMPLE = 1_000  # sessions whose statements are timed, in each case
+BLOCKS, BLOCK = 20, 250  # so many ratios, each of so many executions
+
+USERS = """
+INSERT INTO users (id, username, username_key, email, password, created_at)
+SELECT n, 'user-' || n, 'user-' || n, 'user-' || n || '@example.com',
+    %(password)s, now()
+FROM generate_series(1, %(users)s) AS n
+"""
+# One in ten is over, the others last up to 28 days, and no two end at the same moment. They lie in
+# the table as they would have come: those of one user far apart.
+SESSIONS = """
+INSERT INTO sessions
+    (id, user_id, generation, created_at, last_used_at, ip, user_agent, expires_at)
+SELECT left(translate(encode(sha256(n::text::bytea), 'base64'), '+/', '-_'), 22),
+    CASE WHEN n <= %(many)s THEN 1 WHEN n = %(many)s + 1 THEN 2 ELSE 3 + n %% (%(users)s - 2) END,
+    0, now() - interval '30 days', now() - interval '30 days', '192.0.2.1',
+    'Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0',
+    now() + (n %% 10 - 0.5) * interval '3 days' + n * interval '0.1 seconds'
+FROM generate_series(1, %(sessions)s) AS n ORDER BY md5(n::text)
+"""
+LIVE = """
+SELECT user_id, id FROM sessions
+WHERE expires_at > now() + interval '1 day' AND user_id BETWEEN %s AND %s
+ORDER BY random() LIMIT %s
+"""
+EXPLAIN = "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF) "
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many rows a database has; `many` of the sessions are of one user, the rest spread."""
+
+    users: int
+    sessions: int
+    many: int
+
+    def __str__(self) -> str:
+        return f"{self.users:,} users, {self.sessions:,} sessions"
+
+
+SMALL = Size(1_000, 1_000, 1)
+# PostgreSQL plans a prepared statement once for all users, by how many sessions they have on the
+# average: ten here, one there.
+LARGE, SPARSE = Size(100_000, 1_000_000, 1_000), Size(100_000, 101_000, 1_000)
+
+
+class Sent(NamedTuple):
+    """A statement as it went to PostgreSQL, and the engine that sent it."""
+
+    engine: Engine
+    text: str
+
+    def execute(self, prefix: str = "") -> Sequence[Any]:
+        """Send it once more, as it is, on a connection of the same engine; undo what it does."""
+        with closing(self.engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            cursor.execute(prefix + self.text)
+            rows: Sequence[Any] = cursor.fetchall()
+            connection.rollback()
+        return rows
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A database with rows in it, and the application that uses it."""
+
+    size: Size
+    app: UsersService
+    connection: Any  # psycopg2's, beside the application
+
+    @property
+    def crowd(self) -> str:
+        """Who has many sessions, in words."""
+        return f"the user with {self.size.many:,} sessions"
+
+    def sent(self, ask: Callable[..., object], *arguments: Any) -> list[Sent]:
+        """Return the statements that the application sends when asked; undo what they do."""
+        heard: list[Sent] = []
+
+        def hear(connection: Connection, cursor: Any, *_: object) -> None:
+            heard.append(Sent(connection.engine, cursor.query.decode()))
+
+        with self.app.app_context():
+            engines = db.engine, db.engines[READ]
+            for engine in engines:
+                event.listen(engine, "after_cursor_execute", hear)
+            ask(*arguments)
+            for engine in engines:
+                event.remove(engine, "after_cursor_execute", hear)
+            db.session.rollback()
+        return heard
+
+    def guards(self, first: int, last: int) -> list[Sent]:
+        """Return what the guard asks, for live sessions of these users: at most SAMPLE of them."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(LIVE, (first, last, SAMPLE))
+            live = cursor.fetchall()
+        return [statement for row in live for statement in self.sent(_call, *row)]
+
+
+def _call(user_id: int, session_id: str) -> None:
+    """Do what the guard does with a token of this session."""
+    now = int(time.time())
+    access = tokens.Access(user_id, session_id, now, now + 60)
+    sessions.identify(tokens.encode_access(access, key=current_app.config["SECRET_KEY"]))
+
+
+@contextmanager
+def filled(server_url: URL, size: Size) -> Iterator[Filled]:
+    """Make a database, migrate it as the application does, fill it; drop it at the end."""
+    say(f"filling: {size}")
+    with database(server_url) as url:
+        os.environ["DATABASE_URL"] = url_text(url)
+        os.environ["SECRET_KEY"] = secrets.token_hex(32)
+        os.environ["BCRYPT_LOG_ROUNDS"] = "4"
+        app = create_app("project.config.ProductionConfig")
+        with app.app_context():
+            flask_migrate.upgrade()
+            password = passwords.hash(PASSWORD)
+        with closing(psycopg2.connect(url_text(url.set(drivername="postgresql")))) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(USERS, {**vars(size), "password": password})
+                cursor.execute(SESSIONS, vars(size))
+                cursor.execute("VACUUM (ANALYZE)")
+            yield Filled(size, app, connection)
+
+
+def time_in_turn(cases: Sequence[Sequence[Sent]]) -> list[list[float]]:
+    """Return for each case the median seconds of an execution, block by block.
+
+    The cases take turns, statement by statement, and go first in turn.
+    """
+    supplies = [cycle(case) for case in cases]
+    blocks: list[list[float]] = [[] for _ in cases]
+    for _ in range(BLOCKS):
+        taken: list[list[float]] = [[] for _ in cases]
+        for number in range(BLOCK):
+            for turn in range(len(cases)):
+                case = (number + turn) % len(cases)
+                statement = next(supplies[case])
+                start = time.perf_counter()
+                statement.execute()
+                taken[case].append(time.perf_counter() - start)
+        for case, durations in enumerate(taken):
+            blocks[case].append(statistics.median(durations))
+    return blocks
+
+
+def times(small: Filled, *others: Filled) -> Iterator[str]:
+    """Yield what the guard takes with few sessions and with many, a line of Markdown each."""
+    cases = {str(small.size): small.guards(1, small.size.users)}
+    for one in others:
+        cases[str(one.size)] = one.guards(ONE, one.size.users)
+        cases[f"{one.size}; {one.crowd}"] = one.guards(MANY, MANY)
+    blocks = time_in_turn(list(cases.values()))
+    yield "| the guard's statement | median µs | ratio to the first |"
+    yield "|---|---|---|"
+    for name, medians in zip(cases, blocks, strict=True):
+        ratios = [median / first for median, first in zip(medians, blocks[0], strict=True)]
+        yield f"| {name} | {statistics.median(medians) * 1e6:.0f} | {spread(ratios)} |"
+
+
+def plans(large: Filled, sparse: Filled) -> Iterator[str]:
+    """Yield the plans of the statements that have to do with sessions, in Markdown."""
+    asked = {}
+    for one in (large, sparse):
+        asked[f"The guard, a user with 1 session; {one.size}"] = one.guards(ONE, ONE)
+        asked[f"The guard, {one.crowd}; {one.size}"] = one.guards(MANY, MANY)[:1]
+    login = f"user-{MANY}@example.com", PASSWORD, sessions.Device("192.0.2.1", "")
+    asked[f"A login, {large.crowd}; {large.size}"] = large.sent(accounts.log_in, *login)
+    asked[f"One batch of a purge; {large.size}"] = large.sent(sessions.delete_expired)
+    for name, statements in asked.items():
+        yield from ["", f"{name}:"]
+        for statement in statements:
+            yield from ["", "```", *(line for (line,) in statement.execute(EXPLAIN)), "```"]
+
+
+def report(server_url: URL) -> str:
+    """Return the times and the plans in Markdown."""
+    heading = (
+        f"{machine(server_url)}; {BLOCKS * BLOCK:,} executions of each, in turn, in {BLOCKS}"
+        f" blocks. Medians; ratios of the blocks' medians with {spread_in_words(BLOCKS)}."
+    )
+    with (
+        filled(server_url, SMALL) as small,
+        filled(server_url, LARGE) as large,
+        filled(server_url, SPARSE) as sparse,
+    ):
+        say("timing")
+        table = list(times(small, large, sparse))
+        say("explaining")
+        return "\n".join([heading, "", *table, *plans(large, sparse), ""])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
+    add_database_url(parser)
+    parser.add_argument("--output", type=Path, help="where to write it, in Markdown")
+    options = parser.parse_args()
+    leave_when_terminated()
+    text = report(make_url(options.database_url))
+    print(text)
+    if options.output:
+        options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
