@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -16,8 +17,9 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from project import clock, database, db, errors, passwords
+from project.bulkhead import Bulkhead
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import add_user, stored_users
+from project.tests.utils import add_user, start_session, stored_users
 
 SECRET = "correct-horse-battery"
 USER = {"username": "test", "email": "test@test.com", "password": SECRET}
@@ -26,7 +28,10 @@ INTERNAL = (500, "Something went wrong. Please try again.", "internal_error")
 INVALID_TOKEN = (401, "Invalid token. Please log in again.", "token_invalid")
 EXPIRED_TOKEN = (401, "Signature expired. Please log in again.", "token_expired")
 NO_TOKEN = "Provide a valid auth token."
-PATHS = ["/ping", "/users", "/users/1", "/auth/register", "/auth/login", "/auth/logout"]
+SESSION = f"/auth/sessions/{'x' * 22}"
+AUTH = ["register", "login", "refresh", "logout", "status", "password", "sessions", "nothing"]
+PATHS = ["/ping", "/users", "/users/1", *(f"/auth/{word}" for word in AUTH), SESSION]
+ELSEWHERE = ["/", "/auth", "/nothing", "/users/", "/auth/sessions/"]
 CATALOGUE = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 CODES = {kind.code for kind in CATALOGUE if issubclass(kind, errors.ServiceError)}
 METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"]
@@ -68,32 +73,21 @@ class AnswersTestCase(BaseTestCase):
 
     def _every_answer(self) -> Iterator[tuple[str, TestResponse]]:
         user = add_user("other", "other@test.com", SECRET)
-        for path in [
-            *PATHS,
-            f"/users/{user.id}",
-            "/auth/status",
-            "/",
-            "/auth",
-            "/nothing",
-            "/users/",
-        ]:
+        for path in [*PATHS, *ELSEWHERE, f"/users/{user.id}"]:
             for method in METHODS:
                 yield f"{method} {path}", self.client.open(path, method=method)
-        token = self.register(**USER)
-        for name, path in {
-            "page": "/users?limit=1",
-            "bad limit": "/users?limit=0",
-            "two slashes": "/auth//status",
-            "word": "/users/blah",
-            "no UTF-8": "/users/%ff",
-            "deep": "/users/1/2",
-            "status": "/auth/status",
-            "logout": "/auth/logout",
-        }.items():
-            yield name, self.get(path, token)
+        registered = self.client.post("/auth/register", json=USER)
+        yield "registered", registered
+        token = registered.get_json()["auth_token"]
+        users = ["/users?limit=1", "/users?limit=0", "/users/blah", "/users/%ff", "/users/1/2"]
+        own = ["//status", "/status", "/sessions", "/logout?scope=x", "/logout"]
+        for path in [*users, *(f"/auth{path}" for path in own)]:
+            yield f"as a user: {path}", self.get(path, token)
         yield "bad token", self.get("/auth/status", "invalid")
-        yield "login", self.login(password=SECRET)
+        login = self.login(password=SECRET)
+        yield "login", login
         yield "wrong login", self.login()
+        yield from self._session_answers(login.get_json())
         yield "taken", self.client.post("/auth/register", json=USER)
         yield "email taken", self.client.post("/users", json=USER | {"username": "another"})
         yield "added", self.client.post("/users", json=USER | {"username": "a", "email": "a@b.c"})
@@ -111,8 +105,28 @@ class AnswersTestCase(BaseTestCase):
             gate: passwords.Gate = self.app.extensions["password_gate"]
             for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 2):
                 gate.enter()
-            busy = self.login()
-        yield "busy", busy
+            yield "busy", self.login()
+        with self.app.app_context():
+            places: Bulkhead = self.app.extensions["body_bulkhead"]
+            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 4):
+                places.enter()
+            yield "no place", self.client.post("/auth/refresh", json={})
+
+    def _session_answers(self, pair: dict[str, Any]) -> Iterator[tuple[str, TestResponse]]:
+        post = partial(self.client.post, headers=bearer(pair["auth_token"]))
+        change = {"current_password": SECRET, "new_password": SECRET}
+        yield "changed", post("/auth/password", json=change)
+        yield "no change", post("/auth/password", json=change | {"current_password": "wrong"})
+        first = {"refresh_token": pair["refresh_token"]}
+        refreshed = post("/auth/refresh", json=first)
+        second = {"refresh_token": refreshed.get_json()["refresh_token"]}
+        yield "refreshed", refreshed
+        for name, body in {"again": second, "reused": first, "over": second}.items():
+            yield name, post("/auth/refresh", json=body)
+        headers = bearer(self.login(password=SECRET).get_json()["auth_token"])
+        own = self.client.get("/auth/sessions", headers=headers).get_json()["data"]["sessions"][0]
+        for path in (SESSION, f"/auth/sessions/{own['id']}"):
+            yield path, self.client.delete(path, headers=headers)
 
 
 class TestAnswers(AnswersTestCase):
@@ -155,15 +169,13 @@ class TestAnswers(AnswersTestCase):
         accounts = {"user_exists", "email_exists", "user_not_found", "invalid_credentials"}
         requests = {"invalid_payload", "not_found", "method_not_allowed", "payload_too_large"}
         service = {"internal_error", "database_unavailable", "busy", "account_inactive"}
-        self.assertLessEqual(tokens | accounts | requests | service, CODES)
+        sessions = {"session_ended", "refresh_reused", "session_not_found", "wrong_password"}
+        self.assertLessEqual(tokens | accounts | requests | service | sessions, CODES)
 
     def test_errors_member(self) -> None:
         """An invalid payload says what is wrong with each field, in words."""
         for name, response in self.every_answer():
-            if (
-                response.get_json(silent=True)
-                and response.get_json().get("code") == "invalid_payload"
-            ):
+            if (response.get_json(silent=True) or {}).get("code") == "invalid_payload":
                 with self.subTest(name):
                     reasons = response.get_json()["errors"]
                     self.assertTrue(reasons)
@@ -194,7 +206,7 @@ class TestAnswers(AnswersTestCase):
             if response.status_code == 405:
                 with self.subTest(name):
                     allowed = set(response.headers["Allow"].split(", "))
-                    self.assertTrue(allowed & {"GET", "POST"})
+                    self.assertTrue(allowed & {"GET", "POST", "DELETE"})
                     self.assertNotIn(response.request.method, allowed)
                     for method in allowed:
                         again = self.client.open(response.request.path, method=method)
@@ -204,7 +216,7 @@ class TestAnswers(AnswersTestCase):
         """Every 503 says in whole seconds when to come again."""
         busy = [response for _, response in self.every_answer() if response.status_code == 503]
 
-        self.assertEqual(2, len(busy))
+        self.assertEqual(3, len(busy))
         for response in busy:
             self.assertRegex(response.headers["Retry-After"], r"\A[1-9][0-9]*\Z")
 
@@ -247,15 +259,18 @@ class TestAnswers(AnswersTestCase):
     def test_challenges(self) -> None:
         """A token that was given and refused is said to be; who gave none is told no more."""
         user = add_user("test", "test@test.com", SECRET)
-        resting = add_user("resting", "resting@test.com", SECRET, active=False)
-        good, inactive = user.encode_auth_token(user.id), user.encode_auth_token(resting.id)
+        resting = add_user("resting", "resting@test.com", SECRET)
+        expired = start_session(user).auth_token
         self.move_clock(4)
-        fresh = user.encode_auth_token(resting.id)
+        ended, inactive = start_session(user).auth_token, start_session(resting).auth_token
+        self.get("/auth/logout", ended)
+        resting.active = False
+        db.session.commit()
         self.app.config["USERS_API_OPEN"] = False
-        for path in ("/auth/status", "/users", f"/users/{user.id}"):
+        for path in ("/auth/status", "/auth/sessions", "/users", f"/users/{user.id}"):
             with self.subTest(path):
                 self.assertEqual("Bearer", self.get(path).headers["WWW-Authenticate"])
-                for token in ("invalid", good, inactive, fresh):
+                for token in ("invalid", expired, ended, inactive):
                     self.assertEqual(
                         'Bearer error="invalid_token"',
                         self.get(path, token).headers["WWW-Authenticate"],
@@ -297,7 +312,7 @@ class TestInactiveUsers(AnswersTestCase):
         for statement in ("UPDATE users SET active = (1 = 0)", "DELETE FROM users"):
             db.session.execute(text(statement))
             db.session.commit()
-            for path in ("/auth/status", "/auth/logout"):
+            for path in ("/auth/status", "/auth/logout", "/auth/sessions"):
                 with self.subTest(statement, path=path):
                     self.assert_error(self.get(path, token), *CONTACT_US)
         gone = self.login(password=SECRET)
@@ -309,30 +324,17 @@ class TestNothingIsShown(AnswersTestCase):
 
     def assert_silent(self, shown: str) -> None:
         """Check that an answer tells nothing about the inside."""
-        for pattern in (
-            "secret-text",
-            "Traceback",
-            r"\bFile\b",
-            r"\.py\b",
-            "project",
-            "sqlalchemy",
-        ):
-            self.assertNotRegex(shown, pattern)
-        self.assertNotRegex(
-            shown, r"(?i)select |insert |psycopg|sqlite|valueerror|\bline \d|\$2b\$"
-        )
+        self.assertNotRegex(shown, r"secret-text|Traceback|\bFile\b|\.py\b|project|sqlalchemy")
+        statement = r"(?i)select |insert |psycopg|sqlite|valueerror|\bline \d|\$2b\$"
+        self.assertNotRegex(shown, statement)
 
     def test_faults(self) -> None:
         """A fault that nobody foresaw shows no trace of itself."""
-        for fault in (
-            ValueError("secret-text"),
-            KeyError("secret-text"),
-            RecursionError("secret-text"),
-        ):
+        for kind in (ValueError, KeyError, RecursionError):
             with (
-                self.subTest(type(fault).__name__),
+                self.subTest(kind.__name__),
                 everything_written() as written,
-                mock.patch("project.accounts.find", side_effect=fault),
+                mock.patch("project.accounts.find", side_effect=kind("secret-text")),
             ):
                 response = self.get("/users/1")
 
@@ -381,9 +383,10 @@ class TestNothingIsShown(AnswersTestCase):
         self.assertIn("unhandled_exception", lines)
         self.assertIn("database_unavailable", lines)
         bodies: list[dict[str, Any]] = [answer.get_json(silent=True) or {} for _, answer in answers]
-        tokens = [token, *(body["auth_token"] for body in bodies if "auth_token" in body)]
+        names = ("auth_token", "refresh_token")
+        tokens = [token, *(body[name] for body in bodies for name in names if name in body)]
         hashes = [user["password"] for user in stored_users()]
-        self.assertEqual((2, 3), (len(tokens), len(hashes)))
+        self.assertEqual((9, 3), (len(tokens), len(hashes)))
         for secret in [SECRET, "secret-text", self.app.config["SECRET_KEY"], *hashes]:
             self.assertNotIn(secret, lines)
         for issued in tokens:
