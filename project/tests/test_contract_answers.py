@@ -27,7 +27,6 @@ CONTACT_US = (401, "Something went wrong. Please contact us.", "account_inactive
 INTERNAL = (500, "Something went wrong. Please try again.", "internal_error")
 INVALID_TOKEN = (401, "Invalid token. Please log in again.", "token_invalid")
 EXPIRED_TOKEN = (401, "Signature expired. Please log in again.", "token_expired")
-NO_TOKEN = "Provide a valid auth token."
 SESSION = f"/auth/sessions/{'x' * 22}"
 AUTH = ["register", "login", "refresh", "logout", "status", "password", "sessions", "nothing"]
 PATHS = ["/ping", "/users", "/users/1", *(f"/auth/{word}" for word in AUTH), SESSION]
@@ -215,7 +214,6 @@ class TestAnswers(AnswersTestCase):
     def test_retry_after(self) -> None:
         """Every 503 says in whole seconds when to come again."""
         busy = [response for _, response in self.every_answer() if response.status_code == 503]
-
         self.assertEqual(3, len(busy))
         for response in busy:
             self.assertRegex(response.headers["Retry-After"], r"\A[1-9][0-9]*\Z")
