@@ -260,6 +260,12 @@ class SessionMachine(RuleBasedStateMachine):
         if not refused:
             self.take(answer, pair.refresh.session)
 
+    @rule(pair=PAIRS, seconds=st.sampled_from([0, 1, 9, 10, 11]))
+    def replay(self, pair: Pair, seconds: int) -> None:
+        """Any refresh token comes, and soon again."""
+        self.refresh(pair, 0)
+        self.refresh(pair, seconds)
+
     @rule(pair=PAIRS, scope=st.sampled_from(["", "?scope=others", "?scope=all"]))
     def log_out(self, pair: Pair, scope: str) -> None:
         """Somebody logs out, here or elsewhere or everywhere."""
@@ -297,7 +303,7 @@ class SessionMachine(RuleBasedStateMachine):
             if not keep:
                 self.model.end(session.account, session)
 
-    @rule(name=ACCOUNTS, active=st.sampled_from([True, True, False]))
+    @rule(name=ACCOUNTS, active=st.booleans())
     def set_active(self, name: str, active: bool) -> None:
         """Somebody is deactivated, or activated."""
         account = self.model.accounts[name]
@@ -362,7 +368,7 @@ class TestSessionMachine(BaseTestCase):
                 database=None,
                 derandomize=True,
                 print_blob=True,
-                max_examples=45,
+                max_examples=50,
                 stateful_step_count=30,
             ),
         )
