@@ -11,7 +11,19 @@ from typing import Any, Literal, NamedTuple, cast
 
 import structlog
 from flask import current_app
-from sqlalchemy import Row, Select, Table, and_, bindparam, delete, insert, literal, select, update
+from sqlalchemy import (
+    Row,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    case,
+    delete,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from project import clock, database, identifiers, tokens
 from project.api.models import Session, User, token_lifetime
@@ -45,12 +57,17 @@ HAS_EXPIRED = (
 
 
 def _with_user(*columns: Any) -> Select[Any]:
-    """Return a query for a user and, if it lives and is theirs, a session; one row or none."""
-    session = and_(
-        _sessions.c.id == bindparam("session_id"), _sessions.c.user_id == _users.c.id, _LIVES
+    """Return a query for a user and a session: one row, or none when there is no such user.
+
+    `session_id` in it is NULL unless the session lives and is theirs. That is no condition of the
+    join: PostgreSQL might look through all sessions of the user for it instead of finding the one.
+    """
+    is_theirs = and_(_sessions.c.user_id == _users.c.id, _LIVES)
+    return (
+        select(*columns, case((is_theirs, _sessions.c.id)).label("session_id"))
+        .select_from(_users.outerjoin(_sessions, _sessions.c.id == bindparam("session_id")))
+        .where(_users.c.id == bindparam("user_id"))
     )
-    joined = _users.outerjoin(_sessions, session)
-    return select(*columns).select_from(joined).where(_users.c.id == bindparam("user_id"))
 
 
 _CALLER = _with_user(
@@ -60,7 +77,6 @@ _CALLER = _with_user(
     _users.c.active,
     _users.c.admin,
     _users.c.created_at,
-    _sessions.c.id.label("session_id"),
 )
 _REFRESHED = _with_user(_users.c.active, *_sessions.c)
 # Nobody can be deactivated, or have another password, while this runs: the row is locked.
@@ -192,14 +208,14 @@ def identify(auth_token: str) -> Row[Any]:
     user = database.fetch_one(
         _CALLER, user_id=claims.user_id, session_id=claims.session_id, now=now
     )
-    return _checked(user, "session_id")
+    return _checked(user)
 
 
-def _checked(row: Row[Any] | None, session_id: str) -> Row[Any]:
+def _checked(row: Row[Any] | None) -> Row[Any]:
     """Return a row of `_with_user` if there is an active user, and a session in it."""
     if row is None or not row.active:
         raise TokenOfInactive
-    if getattr(row, session_id) is None:
+    if row.session_id is None:
         raise SessionEnded
     return row
 
@@ -237,7 +253,7 @@ def _rotated_already(claims: tokens.Refresh, now: datetime) -> Row[Any]:
     row = db.session.execute(
         _REFRESHED, {"user_id": claims.user_id, "session_id": claims.session_id, "now": now}
     ).one_or_none()
-    session = _checked(row, "id")
+    session = _checked(row)
     used_just_now = now - session.last_used_at <= REUSE_INTERVAL
     if session.generation == claims.generation + 1 and used_just_now:
         return session
@@ -298,5 +314,10 @@ def delete_expired(user_id: int | None = None) -> int:
     expired = select(_sessions.c.id).where(_sessions.c.expires_at <= clock.utcnow())
     if user_id is not None:
         expired = expired.where(_sessions.c.user_id == user_id)
-    expired = expired.limit(DELETED_AT_ONCE).with_for_update(skip_locked=True)
+    # In the order of an index, or PostgreSQL might read the whole table for the last of them.
+    expired = (
+        expired.order_by(_sessions.c.expires_at)
+        .limit(DELETED_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    )
     return database.write(delete(_sessions).where(_sessions.c.id.in_(expired)))
