@@ -186,10 +186,12 @@ class SessionMachine(RuleBasedStateMachine):
 
     @initialize(lifetime=AUTH_LIFETIMES)
     def begin(self, lifetime: int) -> None:
-        """Begin with one user, and with auth tokens of some lifetime."""
+        """Begin with two users, three sessions, and auth tokens of some lifetime."""
         self.model = Model(lifetime)
         self.test.app.config["TOKEN_EXPIRATION_SECONDS"] = lifetime
         self.register("one")
+        self.register("one")
+        self.log_in(NAMES[0], "one")
 
     def session_id(self, session: Session) -> str:
         """Return the id of a session, which its tokens carry."""
@@ -368,7 +370,7 @@ class TestSessionMachine(BaseTestCase):
                 database=None,
                 derandomize=True,
                 print_blob=True,
-                max_examples=50,
-                stateful_step_count=30,
+                max_examples=60,
+                stateful_step_count=20,
             ),
         )
