@@ -82,6 +82,8 @@ class TestChange(PasswordTestCase):
     def test_hash(self) -> None:
         """A hash at the configured cost is stored, and nothing else of the user changes."""
         self.app.config["BCRYPT_LOG_ROUNDS"] = 5
+        db.session.execute(update(User).values(password=passwords.hash(OLD)))
+        db.session.commit()
         before = stored_users()
 
         self.changed()
