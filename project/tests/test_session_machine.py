@@ -370,7 +370,7 @@ class TestSessionMachine(BaseTestCase):
                 database=None,
                 derandomize=True,
                 print_blob=True,
-                max_examples=60,
+                max_examples=45,
                 stateful_step_count=20,
             ),
         )
