@@ -79,6 +79,8 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
         UniqueConstraint("email"),
         UniqueConstraint("username_key"),
         Index(None, "created_at", "id"),
+        # SQLite too gives no id a second time: tokens of who had it may still be about.
+        {"sqlite_autoincrement": True},
     )
 
     def __init__(self, username: str, email: str, password: str, **columns: Any) -> None:

@@ -73,6 +73,14 @@ class TestUserModel(BaseTestCase):
             self.assertRegex(user.password, r"\A\$2b\$04\$[./A-Za-z0-9]{53}\Z")
             self.assertNotIn("greaterthaneight", user.password)
 
+    def test_ids_are_given_once(self) -> None:
+        """The id of a user who is gone is nobody's again."""
+        user = add_user("justatest", "test@test.com", "test")
+        db.session.delete(user)
+        db.session.commit()
+
+        self.assertGreater(add_user("justatest", "test@test.com", "test").id, user.id)
+
     def test_encode_auth_token(self) -> None:
         """A token is text of three parts, and names the id that was asked for."""
         user = add_user("justatest", "test@test.com", "test")
