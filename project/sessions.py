@@ -191,7 +191,7 @@ def _pair(session: Row[Any], now: datetime) -> Pair:
     return Pair(
         tokens.encode_access(access, key=config["SECRET_KEY"]),
         tokens.encode_refresh(refresh, key=config["SECRET_KEY"]),
-        access.expires_at - int(now.timestamp()),
+        max(0, access.expires_at - int(now.timestamp())),
     )
 
 

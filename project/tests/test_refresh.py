@@ -304,7 +304,7 @@ class TestLifetimes(RefreshTestCase):
         self.assertEqual(left, pair["expires_in"])
 
     def test_expires_in(self) -> None:
-        """`expires_in` is what the auth token has left, at a login, a refresh and a replay."""
+        """`expires_in` is what the auth token has left, at login, refresh and replay; never less."""
         new = {"username": "new", "email": "new@test.com", "password": "test"}
         registered = self.client.post("/auth/register", json=new).get_json()
         for pair in (self.pair, registered):
@@ -317,6 +317,8 @@ class TestLifetimes(RefreshTestCase):
         again = self.refresh(self.pair)
 
         self.assertEqual((ACCESS, ACCESS - 10), (first["expires_in"], again["expires_in"]))
+        self.app.config["TOKEN_EXPIRATION_SECONDS"] = 3
+        self.assertEqual(0, self.refresh(self.pair)["expires_in"])
 
     def test_sliding(self) -> None:
         """A refresh token not used in time is over, and its session with it."""
