@@ -304,7 +304,7 @@ class TestLifetimes(RefreshTestCase):
         self.assertEqual(left, pair["expires_in"])
 
     def test_expires_in(self) -> None:
-        """`expires_in` is what the auth token has left, at login, refresh and replay; never less."""
+        """`expires_in` is what the auth token has left, at every answer, and never less than 0."""
         new = {"username": "new", "email": "new@test.com", "password": "test"}
         registered = self.client.post("/auth/register", json=new).get_json()
         for pair in (self.pair, registered):
