@@ -8,6 +8,7 @@ from typing import Any
 from flask import Flask, Request
 from flask.sessions import NullSession, SessionInterface
 from flask_openapi3 import Info, OpenAPI
+from werkzeug.routing import MapAdapter
 
 from project import bulkhead, database, logs, passwords
 from project.api import error_handlers, guards, requests
@@ -36,6 +37,20 @@ class UsersService(OpenAPI):
     response_class = Response
     json_provider_class = OrjsonProvider
     session_interface = NoSession()
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Return what finds the route for `request`: by its path, under whatever host it came."""
+        if request is None:
+            return None
+        return MapAdapter(
+            self.url_map,
+            server_name="",
+            script_name=request.root_path,
+            subdomain="",
+            url_scheme=request.scheme,
+            path_info=request.path,
+            default_method=request.method,
+        )
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return `func` itself: nothing here is async, and asking costs every request."""

@@ -9,6 +9,11 @@ from flask.json.provider import JSONProvider
 from project.errors import ServiceError
 
 # Moments are RFC 3339 in UTC, to the second: 2026-11-22T09:00:00Z.
+_HEADERS = [
+    ("Content-Type", "application/json"),
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+]
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
 
 
@@ -17,11 +22,18 @@ class Response(flask.Response):
 
     default_mimetype = "application/json"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        response: Any = None,
+        status: Any = None,
+        headers: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Make an answer as Flask does, with the headers that every answer has."""
-        super().__init__(*args, **kwargs)
-        self.headers["Cache-Control"] = "no-store"
-        self.headers["X-Content-Type-Options"] = "nosniff"
+        super().__init__(response, status, headers or _HEADERS, *args, **kwargs)
+        if headers:
+            self.headers.update(_HEADERS)
 
 
 class OrjsonProvider(JSONProvider):
