@@ -13,16 +13,23 @@ RETRY_AFTER = 1  # seconds
 
 
 class Bulkhead:
-    """So many places; whoever takes one keeps it until the request ends."""
+    """So many places; whoever takes one has it until the request ends, or until they leave."""
 
     def __init__(self, places: int) -> None:
         self._places = threading.BoundedSemaphore(places)
 
-    def enter(self) -> None:
-        """Take a place for the present request; raises Busy at once when there is none."""
-        if not self._places.acquire(blocking=False):
+    def enter(self, patience: float = 0.0) -> None:
+        """Take a place for the present request; raises Busy when none is free in `patience` s."""
+        if not self._places.acquire(timeout=patience):
             raise Busy(retry_after=RETRY_AFTER)
         g.setdefault("places", []).append(self._places)
+
+    def leave(self) -> None:
+        """Give back the place of the present request, if it has one."""
+        taken = g.get("places", [])
+        if self._places in taken:
+            taken.remove(self._places)
+            self._places.release()
 
 
 def init_app(app: Flask) -> None:

@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flask
 import orjson
@@ -27,6 +28,7 @@ from project.api.models import MAX_STORED_IP, MAX_STORED_USER_AGENT
 from project.bulkhead import Bulkhead
 from project.errors import Busy, InvalidPayload
 
+BODY_PATIENCE = 0.1  # seconds to wait for a place to read a body
 _TCP_INFO_LAST_DATA_RECV = slice(52, 56)  # milliseconds; struct tcp_info in linux/tcp.h
 
 _reading_since: dict[int, float] = {}  # by thread: when it began to read a body
@@ -61,6 +63,7 @@ class Request(flask.Request):
             body = stream.read()
         finally:
             del _reading_since[threading.get_ident()]
+            _body_bulkhead().leave()
         if len(body) > limit:
             raise RequestEntityTooLarge
         return body
@@ -69,6 +72,10 @@ class Request(flask.Request):
 def init_app(app: Flask) -> None:
     """Let only a quarter of the server's threads read bodies that lead to no hash."""
     app.extensions["body_bulkhead"] = Bulkhead(max(1, app.config["GRANIAN_BLOCKING_THREADS"] // 4))
+
+
+def _body_bulkhead() -> Bulkhead:
+    return cast(Bulkhead, current_app.extensions["body_bulkhead"])
 
 
 def take_turn() -> None:
@@ -81,8 +88,11 @@ def take_turn() -> None:
 
 
 def take_place() -> None:
-    """As `take_turn`, for a view that reads a body and hashes nothing."""
-    _enter(current_app.extensions["body_bulkhead"].enter)
+    """As `take_turn`, for a view that hashes nothing: the place is for the reading alone.
+
+    Most bodies have come by the time they are asked for, so a place is free again in no time.
+    """
+    _enter(partial(_body_bulkhead().enter, BODY_PATIENCE))
 
 
 def _enter(enter: Callable[[], None]) -> None:

@@ -105,7 +105,7 @@ class AnswersTestCase(BaseTestCase):
             for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 2):
                 gate.enter()
             yield "busy", self.login()
-        with self.app.app_context():
+        with self.app.app_context(), mock.patch("project.api.requests.BODY_PATIENCE", 0.0):
             places: Bulkhead = self.app.extensions["body_bulkhead"]
             for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 4):
                 places.enter()

@@ -3,6 +3,7 @@
 import io
 import json
 from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 from werkzeug.test import TestResponse
@@ -244,6 +245,11 @@ class TestBodies(InputTestCase):
 
 class TestPlaces(InputTestCase):
     """Few bodies that lead to no hash are read at once; the others need no place among them."""
+
+    def setUp(self) -> None:
+        """Let nobody wait for a place."""
+        super().setUp()
+        self.enterContext(mock.patch("project.api.requests.BODY_PATIENCE", 0.0))
 
     def refresh(self, body: bytes = b"{}") -> TestResponse:
         """Return the answer to a body sent to /auth/refresh."""

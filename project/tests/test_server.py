@@ -15,8 +15,11 @@ LOGIN_HEAD = (
     b"POST /auth/login HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
     b"Content-Length: 100\r\n\r\n"
 )
-HALF_A_HEADER = LOGIN_HEAD[:60]
-HALF_A_BODY = LOGIN_HEAD + b'{"email": "test@'
+HALVES = (
+    LOGIN_HEAD[:60],
+    LOGIN_HEAD + b'{"email": "test@',
+    LOGIN_HEAD.replace(b"login", b"refresh") + b'{"refresh_to',
+)
 
 
 class ServerTestCase(unittest.TestCase):
@@ -163,13 +166,13 @@ class TestServer(ServerTestCase):
             self.assertNotIn(secret, service.log)
 
     def test_clients_that_never_finish(self) -> None:
-        """Forty halves of requests keep /ping from nobody, and hold up logins for BODY_TIMEOUT."""
+        """Sixty halves of requests keep /ping from nobody, and hold up logins for BODY_TIMEOUT."""
         service = self.start(BODY_TIMEOUT="1")
         service.register("patient")
-        halves = [service.connect() for _ in range(40)]
-        for number, half in enumerate(halves):
-            self.addCleanup(half.close)
-            half.sendall(HALF_A_BODY if number % 2 else HALF_A_HEADER)
+        for half in HALVES * 20:
+            connection = service.connect()
+            self.addCleanup(connection.close)
+            connection.sendall(half)
 
         for _ in range(5):
             started = time.monotonic()

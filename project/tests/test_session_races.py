@@ -11,7 +11,6 @@ from unittest import mock
 from werkzeug.test import TestResponse
 
 from project import accounts, db
-from project.bulkhead import Bulkhead
 from project.tests.base import BaseTestCase, bearer
 from project.tests.utils import stored_sessions
 
@@ -48,9 +47,8 @@ class TestSessionRaces(BaseTestCase):
     settings: ClassVar[dict[str, Any]] = {"TOKEN_EXPIRATION_SECONDS": 900}
 
     def setUp(self) -> None:
-        """Let in as many at once as a race needs."""
+        """Begin with nobody."""
         super().setUp()
-        self.app.extensions["body_bulkhead"] = Bulkhead(AT_ONCE)
         self.email = ""  # of the user of this round
 
     def rounds(self) -> Iterator[Pair]:
