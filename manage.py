@@ -17,7 +17,7 @@ from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
-from project import UsersService, accounts, create_app, db, sessions
+from project import UsersService, accounts, create_app, db, ratelimit, sessions
 from project.api import schemas
 from project.api.models import User
 from project.errors import EmailExists, InvalidPayload, ServiceError, UserNotFound
@@ -189,12 +189,14 @@ def end_sessions(email: str) -> None:
 
 @manager.command
 def purge() -> None:
-    """Delete the sessions whose time is over, a few at a time."""
+    """Delete the sessions whose time is over, a few at a time, and counts that are out of date."""
     purged = 0
     while deleted := sessions.delete_expired():
         db.session.commit()
         purged += deleted
-    print(f"{purged} expired sessions deleted.")
+    counts = ratelimit.delete_expired()
+    db.session.commit()
+    print(f"{purged} expired sessions deleted, and {counts} counts of attempts.")
 
 
 def describe(error: ServiceError) -> str:

@@ -10,7 +10,7 @@ from flask.sessions import NullSession, SessionInterface
 from flask_openapi3 import Info, OpenAPI
 from werkzeug.routing import MapAdapter
 
-from project import bulkhead, database, logs, passwords
+from project import bulkhead, database, logs, passwords, ratelimit
 from project.api import error_handlers, guards, requests
 from project.api.auth import auth_blueprint
 from project.api.responses import OrjsonProvider, Response
@@ -76,6 +76,7 @@ def create_app(settings: str | None = None) -> UsersService:
     database.init_app(app)
     bulkhead.init_app(app)
     passwords.init_app(app)
+    ratelimit.init_app(app)
     requests.init_app(app)
     error_handlers.init_app(app)
     app.before_request(guards.speak_first)

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row, bindparam, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from project import clock, database, passwords, sessions
+from project import clock, database, passwords, ratelimit, sessions
 from project.api.models import User
 from project.errors import (
     AccountInactive,
@@ -46,8 +46,9 @@ _NEWEST_AFTER = _NEWEST.where(
 def register(username: str, email: str, password: str, device: sessions.Device) -> sessions.Pair:
     """Add the user who registers, and return the tokens of their first session.
 
-    Raises UserExists when somebody has the name or the email.
+    Raises UserExists when somebody has the name or the email, TooManyAttempts.
     """
+    ratelimit.limits().registration(device.ip)
     user = _insert(
         username,
         email,
@@ -106,9 +107,11 @@ def log_in(email: str, password: str, device: sessions.Device) -> sessions.Pair:
     """Return the tokens of a new session of the active user with these credentials.
 
     Raises InvalidCredentials for an unknown email and for a wrong password, after the same work;
-    AccountInactive when both are right and the user is deactivated. The hash is renewed when the
-    configured cost has risen since it was made; the user's expired sessions are deleted.
+    AccountInactive when both are right and the user is deactivated; TooManyAttempts. The hash is
+    renewed when the configured cost has risen since it was made; the user's expired sessions are
+    deleted.
     """
+    attempt = ratelimit.limits().login(email, device.ip)
     for _ in range(_ATTEMPTS):
         user = database.fetch_one(_CREDENTIALS, email=email, now=clock.utcnow())
         genuine = passwords.verify(user.password if user else None, password)
@@ -127,6 +130,7 @@ def log_in(email: str, password: str, device: sessions.Device) -> sessions.Pair:
             continue
         if user.has_expired_sessions:
             sessions.delete_expired(user_id=user.id)
+        attempt.succeed()
         return pair
     raise Busy(retry_after=1)
 
@@ -142,24 +146,27 @@ def _replace_password(user_id: int, old: str, new: str) -> bool:
 
 
 def change_password(
-    user_id: int, session_id: str, *, current: str, new: str, keep_sessions: bool
+    user: Row[Any], device: sessions.Device, *, current: str, new: str, keep_sessions: bool
 ) -> None:
-    """Give a user a new password, and end all sessions but this one unless they are to be kept.
+    """Give a user (as `sessions.identify` returned them) a new password.
 
-    Raises WrongPassword when `current` is not the password they have, TokenOfInactive when they
-    have been deactivated meanwhile.
+    Ends all their sessions but this one unless they are to be kept. Raises WrongPassword when
+    `current` is not the password they have, which counts as a failed login; TooManyAttempts;
+    TokenOfInactive when they have been deactivated meanwhile.
     """
+    attempt = ratelimit.limits().login(user.email, device.ip)
     hashed = None
     for _ in range(_ATTEMPTS):
-        user = database.fetch_one(_PASSWORD, user_id=user_id)
-        if user is None:
+        stored = database.fetch_one(_PASSWORD, user_id=user.id)
+        if stored is None:
             raise TokenOfInactive
-        if not passwords.verify(user.password, current):
+        if not passwords.verify(stored.password, current):
             raise WrongPassword
         hashed = hashed or passwords.hash(new)
-        if _replace_password(user_id, user.password, hashed):
+        if _replace_password(user.id, stored.password, hashed):
             if not keep_sessions:
-                sessions.end_all(user_id, but=session_id)
+                sessions.end_all(user.id, but=user.session_id)
+            attempt.succeed()
             return
         db.session.rollback()  # somebody changed it while it was checked
     raise Busy(retry_after=1)

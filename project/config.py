@@ -143,6 +143,21 @@ class BaseConfig(BaseModel):
         30, ge=1, le=3_600, description="seconds of silence in the middle of a body"
     )
     USERS_API_OPEN: bool = Field(False, description="whether /users answers without a token")
+    RATE_LIMITS: bool = Field(True, description="whether attempts are counted and limited")
+    LOGIN_FAILURES_PER_ACCOUNT: int = Field(
+        10, ge=1, le=10_000, description="wrong passwords before an account is paused"
+    )
+    LOGIN_PAUSE_SECONDS: int = Field(
+        60, ge=1, le=3_600, description="the first pause; each doubles"
+    )
+    LOGIN_PAUSE_MAX_SECONDS: int = Field(900, ge=1, le=86_400, description="the longest pause")
+    LOGIN_FAILURES_PER_ADDRESS: int = Field(
+        100, ge=1, le=1_000_000, description="failures an hour before an address is paused"
+    )
+    REGISTRATIONS_PER_ADDRESS: int = Field(20, ge=1, le=1_000_000, description="an hour")
+    KNOWN_ADDRESS_DAYS: int = Field(
+        30, ge=0, le=3_650, description="since a login, in which an address is its user's own"
+    )
     GRANIAN_WORKERS: int = Field(2, ge=1, le=256, description="server processes")
     GRANIAN_BLOCKING_THREADS: int = Field(16, ge=2, le=256, description="threads in each of them")
 
@@ -207,6 +222,10 @@ class DevelopmentConfig(BaseConfig):
     )
     BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
     USERS_API_OPEN: bool = True
+    # Mild: what one developer's programs do is no attack.
+    LOGIN_FAILURES_PER_ACCOUNT: int = Field(100, ge=1, le=10_000)
+    LOGIN_FAILURES_PER_ADDRESS: int = Field(1_000, ge=1, le=1_000_000)
+    REGISTRATIONS_PER_ADDRESS: int = Field(1_000, ge=1, le=1_000_000)
 
 
 class TestingConfig(BaseConfig):
@@ -223,6 +242,7 @@ class TestingConfig(BaseConfig):
     TOKEN_EXPIRATION_SECONDS: int = Field(3, ge=0, le=86_400 * 366)
     BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
     USERS_API_OPEN: bool = True
+    RATE_LIMITS: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

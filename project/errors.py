@@ -200,6 +200,14 @@ class PermissionDenied(ServiceError):
     message = "You do not have permission to do that."
 
 
+class TooManyAttempts(ServiceError):
+    """Something was tried too often: by this address, or on this account by whomever."""
+
+    status = 429
+    code = "too_many_attempts"
+    message = "Too many attempts. Please try again later."
+
+
 # The service itself
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from project import clock, database, identifiers, tokens
+from project import clock, database, identifiers, ratelimit, tokens
 from project.api.models import Session, User, token_lifetime
 from project.errors import (
     RefreshReused,
@@ -227,6 +227,7 @@ def refresh(refresh_token: str, device: Device) -> Pair:
     same pair; so does whoever comes again within REUSE_INTERVAL. After that it is a theft: the
     session is ended and RefreshReused raised (RFC 9700, 4.14.2). Otherwise raises as `identify`.
     """
+    attempt = ratelimit.limits().refresh(device.ip)
     now = clock.utcnow()
     key = current_app.config["SECRET_KEY"]
     claims = tokens.decode_refresh(refresh_token, key=key, now=now)
@@ -245,7 +246,9 @@ def refresh(refresh_token: str, device: Device) -> Pair:
             **device._asdict(),
         },
     ).one_or_none()
-    return _pair(session or _rotated_already(claims, now), now)
+    session = session or _rotated_already(claims, now)
+    attempt.succeed()
+    return _pair(session, now)
 
 
 def _rotated_already(claims: tokens.Refresh, now: datetime) -> Row[Any]:

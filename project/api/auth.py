@@ -77,8 +77,8 @@ def get_user_status() -> Response:
 def change_password(body: PasswordChange) -> Response:
     """Give the caller a new password, and end their other sessions unless told otherwise."""
     accounts.change_password(
-        g.user.id,
-        g.user.session_id,
+        g.user,
+        requests.device(),
         current=body.current_password,
         new=body.new_password,
         keep_sessions=body.keep_sessions,

@@ -115,6 +115,31 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
             return error.message
 
 
+class Throttle(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """How often something was tried lately; `key` says what, and by or on whom."""
+
+    __tablename__ = "throttles"
+
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    attempts: Mapped[int]
+    resets_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    paused_until: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index(None, "resets_at"),)
+
+
+class KnownAddress(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """From where an account was logged in to with success."""
+
+    __tablename__ = "known_addresses"
+
+    account: Mapped[str] = mapped_column(String(64), primary_key=True)
+    network: Mapped[str] = mapped_column(String(64), primary_key=True)
+    last_login_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index(None, "last_login_at"),)
+
+
 class Session(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
     """A login that still holds, on one device; a session that has been ended has no row.
 

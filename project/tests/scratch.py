@@ -22,6 +22,8 @@ from project.config import BaseConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_TIMEOUT = 30  # seconds
+# Cheap hashes, and as many registrations as a test likes.
+DEFAULTS = {"BCRYPT_LOG_ROUNDS": "4", "REGISTRATIONS_PER_ADDRESS": "1000000"}
 
 
 @contextlib.contextmanager
@@ -92,7 +94,7 @@ class Service:
             DATABASE_URL=database_url,
             GRANIAN_HOST="127.0.0.1",
             GRANIAN_PORT=str(self.port),
-            **{"SECRET_KEY": secrets.token_hex(32), "BCRYPT_LOG_ROUNDS": "4"} | environment,
+            **DEFAULTS | {"SECRET_KEY": secrets.token_hex(32)} | environment,
         )
 
     def __enter__(self) -> "Service":

@@ -8,12 +8,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # From the ground up; a module imports only from floors below its own.
 FLOORS = [
-    {"clock", "identifiers", "errors"},
+    {"addresses", "clock", "identifiers", "errors"},
     {"config", "extensions"},
     {"bulkhead", "logs", "postgresql", "tokens"},
     {"database"},
     {"passwords"},
     {"api.models"},
+    {"ratelimit"},
     {"sessions"},
     {"accounts"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},

@@ -1,0 +1,264 @@
+"""How often may somebody try: failed logins per account and per address, registrations per address.
+
+An attempt is counted before it is made, and given back when it was right, so that of any number of
+guesses at once no more than the limit are looked at. The counts are rows: every process and every
+host shares them, and no restart forgets them.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, Protocol, cast
+
+from flask import Flask, current_app
+from sqlalchemy import Connection, Table, case, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from project import addresses, clock, database
+from project.api.models import KnownAddress, Throttle
+from project.errors import TooManyAttempts
+from project.extensions import db
+
+HOUR, DAY = 3_600, 86_400  # seconds
+# Until when what is not paused is paused. Not "now": that may be later than another's.
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+_throttles = cast(Table, Throttle.__table__)
+_known = cast(Table, KnownAddress.__table__)
+
+
+class Policy(NamedTuple):
+    """So many attempts in a window; the last of them begins a pause, each one after it a longer."""
+
+    limit: int
+    window: int  # seconds from the first attempt, after which the count begins anew
+    pauses: Sequence[int]  # seconds; the last is for all that follow
+
+    def paused_until(self, attempts: int, now: datetime) -> datetime:
+        """Return the end of the pause that the attempt of this number begins."""
+        if attempts < self.limit:
+            return _LONG_AGO
+        return _later(now, self.pauses[min(attempts - self.limit, len(self.pauses) - 1)])
+
+
+class Attempt(Protocol):
+    """Something that somebody tries, and that has been counted."""
+
+    def succeed(self) -> None:
+        """Give back what was counted, in the transaction of `db.session`."""
+
+
+class Limits(Protocol):
+    """What is counted; each raises TooManyAttempts when the limit is reached."""
+
+    def login(self, email: str, ip: str | None) -> Attempt:
+        """Count a password that is given for an account, which need not exist."""
+
+    def refresh(self, ip: str | None) -> Attempt:
+        """Count a refresh token."""
+
+    def registration(self, ip: str | None) -> None:
+        """Count a registration, which is never given back."""
+
+
+class Off:
+    """No limits: what the tests, and those who limit elsewhere, have."""
+
+    def login(self, email: str, ip: str | None) -> Attempt:
+        """Count nothing."""
+        return _Uncounted()
+
+    def refresh(self, ip: str | None) -> Attempt:
+        """Count nothing."""
+        return _Uncounted()
+
+    def registration(self, ip: str | None) -> None:
+        """Count nothing."""
+
+
+class _Uncounted:
+    def succeed(self) -> None:
+        """Give nothing back."""
+
+
+class On:
+    """Limits as the settings have them."""
+
+    def __init__(
+        self, *, account: Policy, address: Policy, registrations: Policy, known_for: timedelta
+    ) -> None:
+        self._account = account
+        self._address = address
+        self._registrations = registrations
+        self._known_for = known_for
+
+    def login(self, email: str, ip: str | None) -> Attempt:
+        """Count by account and by address.
+
+        From where the account has been logged in to lately, the two together have a count of their
+        own instead: nobody elsewhere can lock its owner out.
+        """
+        account, network = _account(email), addresses.network(ip)
+        now = clock.utcnow()
+        known = database.fetch_one(
+            select(_known.c.account).where(
+                _known.c.account == account,
+                _known.c.network == network,
+                _known.c.last_login_at > now - self._known_for,
+            )
+        )
+        if known:
+            counts = [(f"login:{account}@{network}", self._account)]
+        else:
+            counts = [(f"login:{network}", self._address), (f"login:{account}", self._account)]
+        _count(counts, now)
+        return _Login(counts, account, network)
+
+    def refresh(self, ip: str | None) -> Attempt:
+        """Count by address, together with its logins."""
+        counts = [(f"login:{addresses.network(ip)}", self._address)]
+        _count(counts, clock.utcnow())
+        return _Counted(counts)
+
+    def registration(self, ip: str | None) -> None:
+        """Count by address."""
+        counts = [(f"register:{addresses.network(ip)}", self._registrations)]
+        _count(counts, clock.utcnow())
+
+
+def _count(counts: Sequence[tuple[str, Policy]], now: datetime) -> None:
+    """Raise the counts, each in one statement, up to the first that is paused.
+
+    In a transaction of its own, which ends before anything else begins: what is counted stays so.
+    The order is always that of addresses before accounts, so nobody deadlocks.
+    """
+    with db.engine.begin() as connection:
+        paused_until = next(
+            filter(None, (_raise(connection, key, policy, now) for key, policy in counts)), None
+        )
+    if paused_until is not None:
+        raise TooManyAttempts(retry_after=math.ceil((paused_until - now).total_seconds()))
+
+
+def _raise(connection: Connection, key: str, policy: Policy, now: datetime) -> datetime | None:
+    """Count one attempt, or return until when there may be none."""
+    columns = _throttles.c
+    begins_anew = columns.resets_at <= now
+    attempts = case((begins_anew, 1), else_=columns.attempts + 1)
+    last = policy.limit + len(policy.pauses) - 1
+    pauses = {number: policy.paused_until(number, now) for number in range(policy.limit, last)}
+    counted = connection.execute(
+        _insert(_throttles)
+        .values(
+            key=key,
+            attempts=1,
+            resets_at=_later(now, policy.window),
+            paused_until=policy.paused_until(1, now),
+        )
+        .on_conflict_do_update(
+            index_elements=[columns.key],
+            set_={
+                "attempts": attempts,
+                "resets_at": case(
+                    (begins_anew, _later(now, policy.window)), else_=columns.resets_at
+                ),
+                "paused_until": case(
+                    (attempts < policy.limit, _LONG_AGO),
+                    *((attempts == number, until) for number, until in pauses.items()),
+                    else_=policy.paused_until(last, now),
+                ),
+            },
+            where=columns.paused_until <= now,
+        )
+        .returning(columns.key)
+    ).first()
+    if counted:
+        return None
+    return connection.execute(select(columns.paused_until).where(columns.key == key)).scalar()
+
+
+def _later(now: datetime, seconds: int) -> datetime:
+    return now + timedelta(seconds=seconds)
+
+
+def _insert(table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT that knows ON CONFLICT, which both databases spell alike."""
+    on_postgresql = db.engine.dialect.name == "postgresql"
+    return postgresql.insert(table) if on_postgresql else sqlite.insert(table)
+
+
+def _account(email: str) -> str:
+    """Return what stands for an email in the counts: nobody reads there who was guessed at."""
+    return hashlib.sha256(email.encode()).hexdigest()[:32]
+
+
+class _Counted:
+    def __init__(self, counts: Sequence[tuple[str, Policy]]) -> None:
+        self._counts = counts
+
+    def succeed(self) -> None:
+        """Take one off each count, and lift the pause that it may have begun."""
+        for key, _ in self._counts:
+            database.write(
+                update(_throttles)
+                .where(_throttles.c.key == key, _throttles.c.attempts > 0)
+                .values(attempts=_throttles.c.attempts - 1, paused_until=_LONG_AGO)
+            )
+
+
+class _Login(_Counted):
+    def __init__(self, counts: Sequence[tuple[str, Policy]], account: str, network: str) -> None:
+        super().__init__(counts)
+        self._account = account
+        self._network = network
+
+    def succeed(self) -> None:
+        """Forget the failures of the account, and remember where it was logged in to."""
+        *by_address, (account_key, _) = self._counts
+        _Counted(by_address).succeed()
+        database.write(delete(_throttles).where(_throttles.c.key == account_key))
+        now = clock.utcnow()
+        database.write(
+            _insert(_known)
+            .values(account=self._account, network=self._network, last_login_at=now)
+            .on_conflict_do_update(
+                index_elements=[_known.c.account, _known.c.network], set_={"last_login_at": now}
+            )
+        )
+
+
+def init_app(app: Flask) -> None:
+    """Give `app` the limits of its settings."""
+    config = app.config
+    pause, longest = config["LOGIN_PAUSE_SECONDS"], config["LOGIN_PAUSE_MAX_SECONDS"]
+    doublings = math.ceil(math.log2(max(1, longest / pause)))
+    app.extensions["ratelimit"] = Off()
+    if config["RATE_LIMITS"]:
+        app.extensions["ratelimit"] = On(
+            account=Policy(
+                config["LOGIN_FAILURES_PER_ACCOUNT"],
+                DAY,
+                [min(pause * 2**number, longest) for number in range(doublings + 1)],
+            ),
+            address=Policy(config["LOGIN_FAILURES_PER_ADDRESS"], HOUR, [longest]),
+            registrations=Policy(config["REGISTRATIONS_PER_ADDRESS"], HOUR, [HOUR]),
+            known_for=timedelta(days=config["KNOWN_ADDRESS_DAYS"]),
+        )
+
+
+def limits() -> Limits:
+    """Return what limits attempts in the present application."""
+    return cast(Limits, current_app.extensions["ratelimit"])
+
+
+def delete_expired() -> int:
+    """Delete counts and addresses that say nothing any more, and return how many."""
+    now = clock.utcnow()
+    oldest = now - timedelta(days=current_app.config["KNOWN_ADDRESS_DAYS"])
+    counts = delete(_throttles).where(
+        _throttles.c.resets_at <= now, _throttles.c.paused_until <= now
+    )
+    return database.write(counts) + database.write(
+        delete(_known).where(_known.c.last_login_at <= oldest)
+    )

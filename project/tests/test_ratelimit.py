@@ -1,0 +1,305 @@
+"""Guessing is slow: what is counted, by whom, and for how long."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+from unittest import mock
+
+from werkzeug.test import TestResponse
+
+from project import create_app, database, db, passwords, ratelimit
+from project.api.models import KnownAddress, Throttle
+from project.tests.base import TESTING, BaseTestCase, bearer
+from project.tests.utils import add_user
+
+HOME, AWAY, ELSEWHERE = "192.0.2.1", "198.51.100.2", "203.0.113.3"
+PAUSES = [60, 120, 240, 480, 900]  # seconds
+DAY = 86_400
+TOO_MANY = (429, "Too many attempts. Please try again later.", "too_many_attempts")
+UNKNOWN = (404, "User does not exist.", "invalid_credentials")
+WRONG_PASSWORD = (400, "Current password is wrong.", "wrong_password")
+
+
+class LimitedTestCase(BaseTestCase):
+    """A test with production's limits, and a user."""
+
+    settings: ClassVar[dict[str, Any]] = {"RATE_LIMITS": True, "TOKEN_EXPIRATION_SECONDS": DAY}
+
+    def setUp(self) -> None:
+        """Add the user, and stop the clock."""
+        super().setUp()
+        ratelimit.init_app(self.app)
+        self.move_clock(0)
+        self.user = add_user("test", "test@test.com", "test")
+
+    def send(
+        self, path: str, body: object = None, *, ip: str = AWAY, token: str | None = None
+    ) -> TestResponse:
+        """Return the answer to a POST from some address."""
+        return self.app.test_client().post(
+            path,
+            json=body,
+            headers=bearer(token) if token else {},
+            environ_overrides={"REMOTE_ADDR": ip},
+        )
+
+    def log_in(
+        self, password: str = "test", email: str = "test@test.com", ip: str = AWAY
+    ) -> TestResponse:
+        """Return the answer to a login from some address."""
+        return self.send("/auth/login", {"email": email, "password": password}, ip=ip)
+
+    def guess(self, times: int, email: str = "test@test.com", ip: str = AWAY) -> None:
+        """Give a wrong password so many times, each of which is looked at."""
+        for _ in range(times):
+            self.assert_error(self.log_in("wrong", email, ip), *UNKNOWN)
+
+    def assert_paused(self, response: TestResponse, seconds: int) -> None:
+        """Check that an answer says to come back in so many seconds."""
+        self.assert_error(response, *TOO_MANY)
+        self.assertEqual(str(seconds), response.headers["Retry-After"])
+
+    def assert_logged_in(self, response: TestResponse) -> dict[str, Any]:
+        """Check that a login went well, and return its tokens."""
+        self.assertEqual(200, response.status_code, response.get_data(as_text=True))
+        tokens: dict[str, Any] = response.get_json()
+        return tokens
+
+
+class TestAccounts(LimitedTestCase):
+    """Wrong passwords for one account."""
+
+    def test_pause(self) -> None:
+        """After ten failures the account rests for a minute, for right and wrong alike."""
+        for email in ("test@test.com", "nobody@test.com", "Test@Test.com"):
+            with self.subTest(email):
+                if email != "Test@Test.com":
+                    self.guess(10, email)
+                for password in ("test", "wrong", "x" * 2_000):
+                    self.assert_paused(self.log_in(password, email), 60)
+                self.assert_paused(self.log_in("test", email, ELSEWHERE), 60)
+
+        self.move_clock(59.5)
+        self.assert_paused(self.log_in(), 1)
+        self.move_clock(0.5)
+        self.assert_logged_in(self.log_in())
+
+    def test_pauses_double(self) -> None:
+        """Each further failure doubles the pause, up to a quarter of an hour."""
+        self.guess(9)
+        for pause in [*PAUSES, PAUSES[-1], PAUSES[-1]]:
+            self.guess(1)
+            self.assert_paused(self.log_in(), pause)
+            self.move_clock(pause)
+
+    def test_success_forgets(self) -> None:
+        """Who gets it right begins anew; the address keeps the failures that were its own."""
+        for _ in range(3):
+            self.guess(9)
+            self.assert_logged_in(self.log_in())
+        self.assertEqual([9], [count.attempts for count in counts()])
+
+    def test_a_day_forgets(self) -> None:
+        """Failures of the day before do not count."""
+        self.guess(9)
+        self.move_clock(DAY)
+        self.guess(9)
+        self.guess(1)
+        self.assert_paused(self.log_in(), 60)
+
+    def test_own_address(self) -> None:
+        """Nobody elsewhere locks somebody out from where they have logged in before."""
+        self.assert_logged_in(self.log_in(ip=HOME))
+        self.guess(10)
+        self.assert_paused(self.log_in(), 60)
+
+        self.assert_logged_in(self.log_in(ip=HOME))
+        self.assert_paused(self.log_in(), 60)
+        self.guess(10, ip=HOME)
+        self.assert_paused(self.log_in(ip=HOME), 60)
+        self.assert_paused(self.log_in(ip=ELSEWHERE), 60)
+
+    def test_own_address_is_forgotten(self) -> None:
+        """An address is somebody's own for thirty days."""
+        self.assert_logged_in(self.log_in(ip=HOME))
+        self.move_clock(30 * DAY)
+        self.guess(10)
+
+        self.assert_paused(self.log_in(ip=HOME), 60)
+
+    def test_password_change(self) -> None:
+        """A wrong current password is a failed login, and the right one is none."""
+        token = self.assert_logged_in(self.log_in())["auth_token"]
+        right = {"current_password": "test", "new_password": "test"}
+        for _ in range(12):
+            self.assertEqual(200, self.send("/auth/password", right, token=token).status_code)
+        wrong = right | {"current_password": "wrong"}
+        for _ in range(5):
+            response = self.send("/auth/password", wrong, token=token, ip=ELSEWHERE)
+            self.assert_error(response, *WRONG_PASSWORD)
+        self.guess(5, ip=ELSEWHERE)
+
+        self.assert_paused(self.send("/auth/password", right, token=token, ip=ELSEWHERE), 60)
+        self.assert_paused(self.log_in(ip=ELSEWHERE), 60)
+
+    def test_restart(self) -> None:
+        """Another process, or one that was started again, goes on counting."""
+        self.guess(10)
+        app = create_app(TESTING)
+        app.config["RATE_LIMITS"] = True
+        ratelimit.init_app(app)
+        self.app, before = app, self.app
+
+        self.assert_paused(self.log_in(), 60)
+        with app.app_context():
+            for engine in db.engines.values():
+                engine.dispose()
+        self.app = before
+
+    def test_all_at_once(self) -> None:
+        """Of two hundred guesses at once ten are looked at."""
+        gate = passwords.Gate(threads=2, places=200)
+        self.app.extensions["password_gate"] = gate
+        barrier = threading.Barrier(200)
+
+        def guess(number: int) -> int:
+            barrier.wait(20)
+            return self.log_in(f"guess {number}").status_code
+
+        with (
+            mock.patch.object(gate, "run", side_effect=gate.run) as hashing,
+            ThreadPoolExecutor(200) as threads,
+        ):
+            answers = list(threads.map(guess, range(200)))
+
+        self.assertEqual(10, hashing.call_count)
+        self.assertEqual((10, 190), (answers.count(404), answers.count(429)))
+
+    def test_clocks_that_differ(self) -> None:
+        """A count by a host whose clock is ahead is no pause for the others."""
+        self.move_clock(5)
+        self.guess(1)
+        self.move_clock(-5)
+        self.guess(1)
+        self.assert_logged_in(self.log_in())
+
+    def test_nobody_is_named(self) -> None:
+        """The counts do not tell which accounts were tried."""
+        self.guess(2)
+        self.guess(1, "nobody@test.com")
+        self.assert_logged_in(self.log_in())
+
+        stored = [tuple(row) for row in [*counts(), *known()]]
+        self.assertNotIn("test.com", str(stored))
+
+
+class TestAddresses(LimitedTestCase):
+    """Failures of one address, whatever the accounts."""
+
+    def fill(self, times: int, ip: str = AWAY) -> None:
+        """Fail so many times, at another account each time."""
+        for number in range(times):
+            self.guess(1, f"{number}@test.com", ip)
+
+    def test_failures(self) -> None:
+        """After a hundred failures an address rests for a quarter of an hour, and no other does."""
+        self.fill(100)
+
+        self.assert_paused(self.log_in(), 900)
+        self.assert_logged_in(self.log_in(ip=ELSEWHERE))
+        # What it tries meanwhile is not held against the accounts.
+        for _ in range(12):
+            self.assert_paused(self.log_in("wrong", "other@test.com"), 900)
+        self.guess(9, "other@test.com", ELSEWHERE)
+        self.move_clock(900)
+        self.assert_logged_in(self.log_in())
+        self.fill(1)
+        self.assert_paused(self.log_in(email="other@test.com"), 900)
+        self.assert_logged_in(self.log_in())
+
+    def test_an_hour_forgets(self) -> None:
+        """A hundred are a hundred an hour."""
+        self.fill(99)
+        self.move_clock(3_600)
+        self.fill(99)
+
+    def test_success_is_not_counted(self) -> None:
+        """Any number may log in from one address; and no success makes up for a failure."""
+        self.fill(99)
+        for number in range(120):
+            add_user(f"user{number}", f"user{number}@test.com", "test")
+            self.assert_logged_in(self.log_in(email=f"user{number}@test.com"))
+        self.fill(1)
+        self.assert_paused(self.log_in(email="new@test.com"), 900)
+
+    def test_networks(self) -> None:
+        """IPv6 addresses of one /64 are one."""
+        self.fill(50, "2001:db8:1:2::1")
+        self.fill(50, "2001:db8:1:2:ffff::2")
+
+        self.assert_paused(self.log_in(ip="2001:db8:1:2:3:4:5:6"), 900)
+        self.assert_logged_in(self.log_in(ip="2001:db8:1:3::1"))
+
+    def test_refresh(self) -> None:
+        """Refresh tokens that are none count as failures of their address; good ones do not."""
+        pair = self.assert_logged_in(self.log_in())
+        for _ in range(110):
+            body = {"refresh_token": pair["refresh_token"]}
+            pair = self.assert_logged_in(self.send("/auth/refresh", body))
+        for _ in range(100):
+            response = self.send("/auth/refresh", {"refresh_token": "x"})
+            self.assertEqual(401, response.status_code)
+
+        self.assert_paused(self.send("/auth/refresh", {"refresh_token": "x"}), 900)
+        body = {"refresh_token": pair["refresh_token"]}
+        self.assert_paused(self.send("/auth/refresh", body), 900)
+        self.assert_logged_in(self.send("/auth/refresh", body, ip=ELSEWHERE))
+
+    def test_registrations(self) -> None:
+        """Twenty an hour register from one address, whether they succeed or not."""
+
+        def register(number: int, ip: str = AWAY) -> TestResponse:
+            name = f"user{number}"
+            user = {"username": name, "email": f"{name}@test.com", "password": "test"}
+            return self.send("/auth/register", user, ip=ip)
+
+        for number in range(20):
+            self.assertEqual(400 if number % 2 else 201, register(number // 2).status_code)
+
+        self.assert_paused(register(99), 3_600)
+        self.assertEqual(201, register(98, ELSEWHERE).status_code)
+        self.move_clock(3_600)
+        self.assertEqual(201, register(97).status_code)
+
+    def test_purge(self) -> None:
+        """Counts and addresses that say nothing any more are deleted, and the others are not."""
+        self.assert_logged_in(self.log_in(ip=HOME))
+        self.guess(1)
+        for seconds, deleted in ((0, 0), (3_600, 2), (30 * DAY, 2)):
+            self.move_clock(seconds)
+            self.assertEqual(deleted, ratelimit.delete_expired())
+            db.session.commit()
+        self.assertEqual(([], []), (counts(), known()))
+
+
+class TestOff(BaseTestCase):
+    """Where nothing is limited."""
+
+    def test_testing(self) -> None:
+        """Under test nothing is counted."""
+        self.register()
+        for _ in range(30):
+            self.assert_error(self.login(password="wrong"), *UNKNOWN)
+
+        self.assertEqual(200, self.login().status_code)
+        self.assertEqual([], counts())
+
+
+def counts() -> list[Any]:
+    """Return every count."""
+    return list(database.fetch_all(db.select(Throttle.__table__)))
+
+
+def known() -> list[Any]:
+    """Return every address that somebody has logged in from."""
+    return list(database.fetch_all(db.select(KnownAddress.__table__)))
