@@ -32,7 +32,9 @@ _ATTEMPTS = 3
 _CREDENTIALS = select(
     User.id, User.password, User.active, sessions.HAS_EXPIRED.label("has_expired_sessions")
 ).where(User.email == bindparam("email"))
-_PASSWORD = select(User.password).where(User.id == bindparam("user_id"), User.active)
+_PASSWORD = select(User.password, User.username, User.email).where(
+    User.id == bindparam("user_id"), User.active
+)
 _PUBLIC = select(User.id, User.username, User.email, User.created_at)
 _BY_EMAIL = select(User.id).where(User.email == bindparam("email"))
 _BY_ID = _PUBLIC.where(User.id == bindparam("user_id"))
@@ -46,7 +48,7 @@ _NEWEST_AFTER = _NEWEST.where(
 def register(username: str, email: str, password: str, device: sessions.Device) -> sessions.Pair:
     """Add the user who registers, and return the tokens of their first session.
 
-    Raises UserExists when somebody has the name or the email.
+    Raises UserExists when somebody has the name or the email, InvalidPayload for a weak password.
     """
     user = _insert(
         username,
@@ -61,7 +63,7 @@ def register(username: str, email: str, password: str, device: sessions.Device) 
 def add(username: str, email: str, password: str, *, admin: bool = False) -> User:
     """Return the new user whom somebody else added.
 
-    Raises EmailExists, or InvalidPayload when the username is taken.
+    Raises EmailExists, or InvalidPayload when the username is taken or the password is weak.
     """
     return _insert(
         username,
@@ -82,6 +84,7 @@ def _insert(
     username_taken: ServiceError,
     email_taken: ServiceError,
 ) -> User:
+    passwords.check_new(password, username, email)
     user = User(username=username, email=email, password=password, admin=admin)
     db.session.add(user)
     try:
@@ -146,14 +149,15 @@ def change_password(
 ) -> None:
     """Give a user a new password, and end all sessions but this one unless they are to be kept.
 
-    Raises WrongPassword when `current` is not the password they have, TokenOfInactive when they
-    have been deactivated meanwhile.
+    Raises InvalidPayload when `new` is weak, WrongPassword when `current` is not the password they
+    have, TokenOfInactive when they have been deactivated meanwhile.
     """
     hashed = None
     for _ in range(_ATTEMPTS):
         user = database.fetch_one(_PASSWORD, user_id=user_id)
         if user is None:
             raise TokenOfInactive
+        passwords.check_new(new, user.username, user.email, field="new_password")
         if not passwords.verify(user.password, current):
             raise WrongPassword
         hashed = hashed or passwords.hash(new)
