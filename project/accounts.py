@@ -46,8 +46,10 @@ _NEWEST_AFTER = _NEWEST.where(
 def register(username: str, email: str, password: str, device: sessions.Device) -> sessions.Pair:
     """Add the user who registers, and return the tokens of their first session.
 
-    Raises UserExists when somebody has the name or the email, TooManyAttempts.
+    Raises InvalidPayload for a weak password, TooManyAttempts, UserExists when somebody has the
+    name or the email.
     """
+    passwords.check_new(password, username, email)
     ratelimit.limits().registration(device.ip)
     user = _insert(
         username,
@@ -62,8 +64,9 @@ def register(username: str, email: str, password: str, device: sessions.Device) 
 def add(username: str, email: str, password: str, *, admin: bool = False) -> User:
     """Return the new user whom somebody else added.
 
-    Raises EmailExists, or InvalidPayload when the username is taken.
+    Raises EmailExists, or InvalidPayload when the username is taken or the password is weak.
     """
+    passwords.check_new(password, username, email)
     return _insert(
         username,
         email,
@@ -150,10 +153,11 @@ def change_password(
 ) -> None:
     """Give a user (as `sessions.identify` returned them) a new password.
 
-    Ends all their sessions but this one unless they are to be kept. Raises WrongPassword when
-    `current` is not the password they have, which counts as a failed login; TooManyAttempts;
-    TokenOfInactive when they have been deactivated meanwhile.
+    Ends all their sessions but this one unless they are to be kept. Raises InvalidPayload when
+    `new` is weak; WrongPassword when `current` is not the password they have, which counts as a
+    failed login; TooManyAttempts; TokenOfInactive when they have been deactivated meanwhile.
     """
+    passwords.check_new(new, user.username, user.email, field="new_password")
     attempt = ratelimit.limits().login(user.email, device.ip)
     hashed = None
     for _ in range(_ATTEMPTS):

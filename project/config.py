@@ -139,6 +139,9 @@ class BaseConfig(BaseModel):
     BCRYPT_THREADS: int | None = Field(
         None, ge=1, le=64, description="hashes at once per process; its share of the cores if unset"
     )
+    PASSWORD_MIN_LENGTH: int = Field(
+        12, ge=1, le=64, description="characters of a new password; with 1, every password will do"
+    )
     BODY_TIMEOUT: int = Field(
         30, ge=1, le=3_600, description="seconds of silence in the middle of a body"
     )
@@ -221,6 +224,7 @@ class DevelopmentConfig(BaseConfig):
         default_factory=lambda: _embedded("users.db"), validation_alias="DATABASE_URL"
     )
     BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
+    PASSWORD_MIN_LENGTH: int = Field(1, ge=1, le=64)
     USERS_API_OPEN: bool = True
     # Mild: what one developer's programs do is no attack.
     LOGIN_FAILURES_PER_ACCOUNT: int = Field(100, ge=1, le=10_000)
@@ -241,6 +245,7 @@ class TestingConfig(BaseConfig):
     TOKEN_EXPIRATION_DAYS: int = Field(0, ge=0, le=36_500)
     TOKEN_EXPIRATION_SECONDS: int = Field(3, ge=0, le=86_400 * 366)
     BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
+    PASSWORD_MIN_LENGTH: int = Field(1, ge=1, le=64)
     USERS_API_OPEN: bool = True
     RATE_LIMITS: bool = False
 

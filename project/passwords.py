@@ -1,4 +1,4 @@
-"""The one door to bcrypt: hash, verify, needs_rehash, and the gate in front of them.
+"""The one door to bcrypt: check_new, hash, verify, needs_rehash, and the gate in front of them.
 
 bcrypt reads 72 bytes and stops, some implementations at a NUL. Flask-Bcrypt's mode for long
 passwords, which is on, feeds it the SHA-256 of the password in hexadecimal instead: 64 characters
@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar, cast
 
 from flask import Flask, current_app
 
+from project import password_rules
 from project.bulkhead import Bulkhead
 from project.extensions import bcrypt
 
@@ -77,6 +78,17 @@ def take_turn() -> None:
     refused has cost no SQL and not even the reading of a body.
     """
     _gate().enter()
+
+
+def check_new(password: str, username: str, email: str, *, field: str = "password") -> None:
+    """Raise InvalidPayload for `field` unless this user may choose `password` from now on."""
+    password_rules.check(
+        normalize(password),
+        min_length=current_app.config["PASSWORD_MIN_LENGTH"],
+        username=username,
+        email=email,
+        field=field,
+    )
 
 
 def hash(password: str) -> str:  # noqa: A001  # it is only ever read as passwords.hash

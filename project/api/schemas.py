@@ -1,4 +1,7 @@
-"""What requests look like: every rule for what is valid stands here."""
+"""What requests look like: every rule for what is valid stands here.
+
+But for one that takes more than the field itself: `password_rules` says what is a good password.
+"""
 
 import re
 import unicodedata

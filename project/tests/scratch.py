@@ -22,8 +22,12 @@ from project.config import BaseConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_TIMEOUT = 30  # seconds
-# Cheap hashes, and as many registrations as a test likes.
-DEFAULTS = {"BCRYPT_LOG_ROUNDS": "4", "REGISTRATIONS_PER_ADDRESS": "1000000"}
+# Cheap hashes, short passwords, and as many registrations as a test likes.
+DEFAULTS = {
+    "BCRYPT_LOG_ROUNDS": "4",
+    "PASSWORD_MIN_LENGTH": "1",
+    "REGISTRATIONS_PER_ADDRESS": "1000000",
+}
 
 
 @contextlib.contextmanager
@@ -80,7 +84,8 @@ def settings(**environment: str) -> dict[str, str]:
 class Service:
     """`manage.py serve` in production's settings, on a free port of 127.0.0.1.
 
-    A context manager; what it prints is in `log` once it has ended.
+    It hashes fast and takes any password, unless told. A context manager; what it prints is in
+    `log` once it has ended.
     """
 
     def __init__(self, database_url: str, **environment: str) -> None:

@@ -48,12 +48,13 @@ class TestDevelopmentConfig(ConfigTestCase):
     """On a developer's machine."""
 
     def test_app_is_development(self) -> None:
-        """Debugging, four rounds, thirty days; the database that is named, or an embedded one."""
+        """Debugging, four rounds, thirty days, any password; the database that is named."""
         config = DevelopmentConfig.from_environment({"DATABASE_URL": POSTGRESQL})
 
         self.assertTrue(config.DEBUG)
         self.assertFalse(config.TESTING)
         self.assertEqual(4, config.BCRYPT_LOG_ROUNDS)
+        self.assertEqual(1, config.PASSWORD_MIN_LENGTH)
         self.assertEqual(30, config.TOKEN_EXPIRATION_DAYS)
         self.assertEqual(0, config.TOKEN_EXPIRATION_SECONDS)
         self.assertTrue(config.USERS_API_OPEN)
@@ -143,7 +144,7 @@ class TestTestingConfig(ConfigTestCase):
     """Under test."""
 
     def test_app_is_testing(self) -> None:
-        """Testing, four rounds, three seconds; the database that DATABASE_TEST_URL names."""
+        """Testing, four rounds, three seconds, any password; the database of DATABASE_TEST_URL."""
         config = TestingConfig.from_environment(
             {"DATABASE_TEST_URL": POSTGRESQL, "DATABASE_URL": "sqlite:////elsewhere"}
         )
@@ -151,6 +152,7 @@ class TestTestingConfig(ConfigTestCase):
         self.assertTrue(config.DEBUG)
         self.assertTrue(config.TESTING)
         self.assertEqual(4, config.BCRYPT_LOG_ROUNDS)
+        self.assertEqual(1, config.PASSWORD_MIN_LENGTH)
         self.assertEqual(0, config.TOKEN_EXPIRATION_DAYS)
         self.assertEqual(3, config.TOKEN_EXPIRATION_SECONDS)
         self.assertTrue(config.USERS_API_OPEN)
@@ -181,12 +183,13 @@ class TestProductionConfig(ConfigTestCase):
     """In front of real people."""
 
     def test_app_is_production(self) -> None:
-        """No debugging, thirteen rounds, thirty days, and /users is not open."""
+        """No debugging, 13 rounds, thirty days, 12 characters, and /users is not open."""
         config = ProductionConfig.from_environment(PRODUCTION)
 
         self.assertFalse(config.DEBUG)
         self.assertFalse(config.TESTING)
         self.assertEqual(13, config.BCRYPT_LOG_ROUNDS)
+        self.assertEqual(12, config.PASSWORD_MIN_LENGTH)
         self.assertEqual(30, config.TOKEN_EXPIRATION_DAYS)
         self.assertEqual(0, config.TOKEN_EXPIRATION_SECONDS)
         self.assertFalse(config.USERS_API_OPEN)
@@ -237,6 +240,7 @@ class TestEnvironment(ConfigTestCase):
             "SESSION_EXPIRATION_SECONDS": "90 days",
             "BCRYPT_LOG_ROUNDS": "3",
             "BCRYPT_THREADS": "0",
+            "PASSWORD_MIN_LENGTH": "65",
             "BODY_TIMEOUT": "0",
             "USERS_API_OPEN": "perhaps",
             "GRANIAN_WORKERS": "2.5",

@@ -96,7 +96,8 @@ class TestManage(unittest.TestCase):
     def test_production_is_not_touched(self) -> None:
         """recreate_db and seed_db refuse with 1 where the settings are production's."""
         self.manage("db", "upgrade", production=True)
-        self.manage("create_admin", "root", "Root@test.com", stdin="secret\n", production=True)
+        arguments = ("create_admin", "root", "Root@test.com")
+        self.manage(*arguments, stdin="correct-horse-battery\n", production=True)
 
         for command in ("recreate_db", "seed_db"):
             with self.subTest(command):
@@ -116,6 +117,20 @@ class TestManage(unittest.TestCase):
             with self.subTest(reason):
                 arguments = ("create_admin", username, email)
                 self.assert_refused(1, reason, *arguments, stdin=f"{password}\n")
+
+    def test_create_admin_wants_a_good_password(self) -> None:
+        """In production an admin has a password that is worth having, as everybody has."""
+        self.manage("db", "upgrade")
+
+        for password, reason in (
+            ("secret", "Invalid payload. password must have at least 12 characters"),
+            ("Password1234", "Invalid payload. password must not be one of the most common"),
+            ("Root@Test.com", "Invalid payload. password must not be the username, the email"),
+        ):
+            with self.subTest(password):
+                arguments = ("create_admin", "root", "root@test.com")
+                self.assert_refused(1, reason, *arguments, stdin=f"{password}\n", production=True)
+        self.assertEqual([], self.users())
 
     def test_ending_sessions(self) -> None:
         """Sessions are ended one user at a time, with or without their access."""
