@@ -10,7 +10,7 @@ from flask.sessions import NullSession, SessionInterface
 from flask_openapi3 import Info, OpenAPI
 from werkzeug.routing import MapAdapter
 
-from project import bulkhead, database, logs, passwords
+from project import bulkhead, database, logs, passwords, proxies
 from project.api import error_handlers, guards, requests
 from project.api.auth import auth_blueprint
 from project.api.responses import OrjsonProvider, Response
@@ -72,6 +72,8 @@ def create_app(settings: str | None = None) -> UsersService:
     )
     app.config.from_object(config.from_environment())
     app.url_map.merge_slashes = False
+    if hops := app.config["TRUSTED_PROXIES"]:
+        app.wsgi_app = proxies.believe(app.wsgi_app, hops)  # type: ignore[assignment,method-assign]
     logs.configure(readable=app.debug or app.testing)
     database.init_app(app)
     bulkhead.init_app(app)

@@ -142,6 +142,9 @@ class BaseConfig(BaseModel):
     BODY_TIMEOUT: int = Field(
         30, ge=1, le=3_600, description="seconds of silence in the middle of a body"
     )
+    TRUSTED_PROXIES: int = Field(
+        0, ge=0, le=10, description="proxies in front that each add to X-Forwarded-For"
+    )
     USERS_API_OPEN: bool = Field(False, description="whether /users answers without a token")
     GRANIAN_WORKERS: int = Field(2, ge=1, le=256, description="server processes")
     GRANIAN_BLOCKING_THREADS: int = Field(16, ge=2, le=256, description="threads in each of them")

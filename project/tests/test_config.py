@@ -238,6 +238,7 @@ class TestEnvironment(ConfigTestCase):
             "BCRYPT_LOG_ROUNDS": "3",
             "BCRYPT_THREADS": "0",
             "BODY_TIMEOUT": "0",
+            "TRUSTED_PROXIES": "11",
             "USERS_API_OPEN": "perhaps",
             "GRANIAN_WORKERS": "2.5",
             "GRANIAN_BLOCKING_THREADS": "",
