@@ -11,7 +11,7 @@ from flask_openapi3 import Info, OpenAPI
 from werkzeug.routing import MapAdapter
 
 from project import bulkhead, database, logs, passwords, proxies
-from project.api import error_handlers, guards, requests
+from project.api import browsers, error_handlers, guards, requests
 from project.api.auth import auth_blueprint
 from project.api.responses import OrjsonProvider, Response
 from project.api.users import users_blueprint
@@ -80,6 +80,7 @@ def create_app(settings: str | None = None) -> UsersService:
     passwords.init_app(app)
     requests.init_app(app)
     error_handlers.init_app(app)
+    browsers.init_app(app)
     app.before_request(guards.speak_first)
     app.register_api(users_blueprint)
     app.register_api(auth_blueprint)

@@ -17,7 +17,7 @@ FLOORS = [
     {"sessions"},
     {"accounts"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
-    {"api.error_handlers"},
+    {"api.browsers", "api.error_handlers"},
     {"api.auth", "api.users"},
     {""},  # project/__init__.py, which makes the application
 ]
