@@ -10,8 +10,8 @@ from flask.sessions import NullSession, SessionInterface
 from flask_openapi3 import Info, OpenAPI
 from werkzeug.routing import MapAdapter
 
-from project import bulkhead, database, logs, passwords, ratelimit
-from project.api import error_handlers, guards, requests
+from project import bulkhead, database, logs, passwords, proxies, ratelimit
+from project.api import browsers, error_handlers, guards, requests
 from project.api.auth import auth_blueprint
 from project.api.responses import OrjsonProvider, Response
 from project.api.users import users_blueprint
@@ -72,6 +72,8 @@ def create_app(settings: str | None = None) -> UsersService:
     )
     app.config.from_object(config.from_environment())
     app.url_map.merge_slashes = False
+    if hops := app.config["TRUSTED_PROXIES"]:
+        app.wsgi_app = proxies.believe(app.wsgi_app, hops)  # type: ignore[assignment,method-assign]
     logs.configure(readable=app.debug or app.testing)
     database.init_app(app)
     bulkhead.init_app(app)
@@ -79,6 +81,7 @@ def create_app(settings: str | None = None) -> UsersService:
     ratelimit.init_app(app)
     requests.init_app(app)
     error_handlers.init_app(app)
+    browsers.init_app(app)
     app.before_request(guards.speak_first)
     app.register_api(users_blueprint)
     app.register_api(auth_blueprint)

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -38,6 +39,10 @@ _WELL_KNOWN_KEYS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _MIN_DISTINCT_CHARACTERS = 8
+_ORIGIN = re.compile(
+    r"(?!http:.*:80$|https:.*:443$)"
+    r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
+)
 _NEVER_SHOWN = {"SECRET_KEY", "DATABASE_URL", "DATABASE_TEST_URL"}
 
 
@@ -107,6 +112,30 @@ def _strong_key(key: str) -> str:
     return key
 
 
+def _origins(text: object) -> object:
+    """Return the origins of a comma-separated list, each as a browser sends it (RFC 6454, 6.2)."""
+    if not isinstance(text, str):
+        return text
+    origins = frozenset(origin.strip() for origin in text.split(","))
+    for origin in sorted(origins - {"*"}):
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin!r} is no origin as browsers send it:"
+                " scheme://host or scheme://host:port, in lower case, without a default port"
+            )
+    return origins
+
+
+def _named(origins: frozenset[str]) -> frozenset[str]:
+    """Return `origins` if each is named."""
+    if "*" in origins:
+        raise ValueError("lets the pages of every origin in; name those that may")
+    return origins
+
+
+Origins = Annotated[frozenset[str], BeforeValidator(_origins)]
+
+
 class BaseConfig(BaseModel):
     """What every environment has in common; a field is read from the variable of its name."""
 
@@ -144,6 +173,13 @@ class BaseConfig(BaseModel):
     )
     BODY_TIMEOUT: int = Field(
         30, ge=1, le=3_600, description="seconds of silence in the middle of a body"
+    )
+    TRUSTED_PROXIES: int = Field(
+        0, ge=0, le=10, description="proxies in front that each add to X-Forwarded-For"
+    )
+    FORCE_HTTPS: bool = Field(False, description="whether a request in the clear is refused")
+    CORS_ORIGINS: Annotated[Origins, AfterValidator(_named)] = Field(
+        frozenset(), description="origins whose pages may read the answers, comma-separated"
     )
     USERS_API_OPEN: bool = Field(False, description="whether /users answers without a token")
     RATE_LIMITS: bool = Field(True, description="whether attempts are counted and limited")
@@ -225,6 +261,7 @@ class DevelopmentConfig(BaseConfig):
     )
     BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
     PASSWORD_MIN_LENGTH: int = Field(1, ge=1, le=64)
+    CORS_ORIGINS: Origins = frozenset()
     USERS_API_OPEN: bool = True
     # Mild: what one developer's programs do is no attack.
     LOGIN_FAILURES_PER_ACCOUNT: int = Field(100, ge=1, le=10_000)
@@ -246,6 +283,7 @@ class TestingConfig(BaseConfig):
     TOKEN_EXPIRATION_SECONDS: int = Field(3, ge=0, le=86_400 * 366)
     BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
     PASSWORD_MIN_LENGTH: int = Field(1, ge=1, le=64)
+    CORS_ORIGINS: Origins = frozenset()
     USERS_API_OPEN: bool = True
     RATE_LIMITS: bool = False
 

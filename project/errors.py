@@ -73,6 +73,14 @@ class MethodNotAllowed(ServiceError):
     message = "This address does not take that method."
 
 
+class HttpsRequired(ServiceError):
+    """The request came in the clear, and what it carried may have been read on the way."""
+
+    status = 403
+    code = "https_required"
+    message = "Please use https."
+
+
 class PayloadTooLarge(ServiceError):
     """The body is larger than the service reads."""
 

@@ -99,7 +99,7 @@ class On:
         From where the account has been logged in to lately, the two together have a count of their
         own instead: nobody elsewhere can lock its owner out.
         """
-        account, network = _account(email), addresses.network(ip)
+        account, network = _account(email), addresses.network(ip or "")
         now = clock.utcnow()
         known = database.fetch_one(
             select(_known.c.account).where(
@@ -117,13 +117,13 @@ class On:
 
     def refresh(self, ip: str | None) -> Attempt:
         """Count by address, together with its logins."""
-        counts = [(f"login:{addresses.network(ip)}", self._address)]
+        counts = [(f"login:{addresses.network(ip or '')}", self._address)]
         _count(counts, clock.utcnow())
         return _Counted(counts)
 
     def registration(self, ip: str | None) -> None:
         """Count by address."""
-        counts = [(f"register:{addresses.network(ip)}", self._registrations)]
+        counts = [(f"register:{addresses.network(ip or '')}", self._registrations)]
         _count(counts, clock.utcnow())
 
 

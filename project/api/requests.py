@@ -23,8 +23,8 @@ from flask import Flask, current_app
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
-from project import passwords, sessions
-from project.api.models import MAX_STORED_IP, MAX_STORED_USER_AGENT
+from project import addresses, passwords, sessions
+from project.api.models import MAX_STORED_USER_AGENT
 from project.bulkhead import Bulkhead
 from project.errors import Busy, InvalidPayload
 
@@ -124,9 +124,9 @@ def _hang_up_on_the_silent(port: int, silence: int) -> None:
 
 
 def device() -> sessions.Device:
-    """Return where this request comes from, cut to what is kept of it."""
+    """Return where this request comes from: an address or none, and the start of a user agent."""
     user_agent = "".join(
         character if character.isprintable() else "?"
         for character in flask.request.user_agent.string[:MAX_STORED_USER_AGENT]
     )
-    return sessions.Device((flask.request.remote_addr or "")[:MAX_STORED_IP] or None, user_agent)
+    return sessions.Device(addresses.parse(flask.request.remote_addr or ""), user_agent)

@@ -242,6 +242,9 @@ class TestEnvironment(ConfigTestCase):
             "BCRYPT_THREADS": "0",
             "PASSWORD_MIN_LENGTH": "65",
             "BODY_TIMEOUT": "0",
+            "TRUSTED_PROXIES": "11",
+            "FORCE_HTTPS": "perhaps",
+            "CORS_ORIGINS": "app.example",
             "USERS_API_OPEN": "perhaps",
             "GRANIAN_WORKERS": "2.5",
             "GRANIAN_BLOCKING_THREADS": "",
@@ -302,6 +305,57 @@ class TestEnvironment(ConfigTestCase):
 
         self.assertEqual(30 * 86_400, config.REFRESH_EXPIRATION_SECONDS)
         self.assertEqual(90 * 86_400, config.SESSION_EXPIRATION_SECONDS)
+
+    def test_origins(self) -> None:
+        """Origins are named as browsers send them; spelled otherwise none would ever match."""
+        good = "https://app.example,  http://localhost:3000,http://[::1]:3000 , capacitor://app"
+        config = ProductionConfig.from_environment(PRODUCTION | {"CORS_ORIGINS": good})
+
+        self.assertEqual({part.strip() for part in good.split(",")}, config.CORS_ORIGINS)
+        for bad in (
+            "app.example",
+            "https://",
+            "https://app.example/",
+            "https://app.example/path",
+            "https://app.example?x",
+            "https://app.example#x",
+            "https://user@app.example",
+            "https://*.app.example",
+            "https://App.example",
+            "https://bücher.example",
+            "https://app.example:443",
+            "http://app.example:80",
+            "http://app.example:",
+            "http://app.example:x",
+            "//app.example",
+            "null",
+            "https://app.example https://other.example",
+            "https://app.example,",
+        ):
+            for config_class in (ProductionConfig, TestingConfig):
+                with self.subTest(bad, config=config_class.__name__):
+                    environment = PRODUCTION | {"CORS_ORIGINS": f"https://other.example, {bad}"}
+                    self.assert_refused(config_class, environment, "CORS_ORIGINS", bad)
+
+    def test_any_origin(self) -> None:
+        """All origins may be let in for development; where it matters they have names."""
+        any_origin = PRODUCTION | {"CORS_ORIGINS": "*"}
+        for config in (DevelopmentConfig, TestingConfig):
+            self.assertEqual({"*"}, config.from_environment(any_origin).CORS_ORIGINS)
+        for value in ("*", "https://app.example, *"):
+            for strict in (ProductionConfig, BaseConfig):
+                environment = PRODUCTION | {"CORS_ORIGINS": value}
+                self.assert_refused(strict, environment, f"CORS_ORIGINS={value!r}", "name")
+
+    def test_nobody_in_front(self) -> None:
+        """No proxy is believed, no page let in and https not demanded unless told."""
+        for config in (DevelopmentConfig, TestingConfig, ProductionConfig):
+            made = config.from_environment(PRODUCTION)
+
+            self.assertEqual(
+                (0, False, frozenset()),
+                (made.TRUSTED_PROXIES, made.FORCE_HTTPS, made.CORS_ORIGINS),
+            )
 
     def test_database_urls(self) -> None:
         """Every spelling of PostgreSQL means psycopg2; other databases are refused unshown."""

@@ -341,6 +341,8 @@ class TestDevices(SessionsTestCase):
                 self.assertEqual(kept, self.start_from(HTTP_USER_AGENT=sent)["user_agent"])
 
     def test_ip(self) -> None:
-        """An address has at most 64 characters, and there may be none."""
-        self.assertEqual("f" * 64, self.start_from(REMOTE_ADDR="f" * 65)["ip"])
-        self.assertIsNone(self.start_from(REMOTE_ADDR="")["ip"])
+        """An address is kept in one spelling, and what is none is not kept."""
+        self.assertEqual("2001:db8::7", self.start_from(REMOTE_ADDR="2001:DB8:0::07")["ip"])
+        for none in ("", "f" * 65, "unix:", "fe80::1%zone"):
+            with self.subTest(none):
+                self.assertIsNone(self.start_from(REMOTE_ADDR=none)["ip"])

@@ -1,5 +1,6 @@
 """The service as production runs it: processes, sockets and signals."""
 
+import http.client
 import secrets
 import signal
 import threading
@@ -7,6 +8,8 @@ import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import orjson
 
 from project.tests import scratch
 from project.tests.scratch import Service
@@ -34,6 +37,54 @@ class ServerTestCase(unittest.TestCase):
         service.__enter__()
         self.addCleanup(service.stop)
         return service
+
+
+class TestBehindAProxy(ServerTestCase):
+    """The headers that a proxy and a browser send, as the server hands them on."""
+
+    def request(
+        self, method: str, path: str, body: object, *headers: tuple[str, str]
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        """Return status, body and headers of an answer; a header may come more than once."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=20)
+        self.addCleanup(connection.close)
+        data = orjson.dumps(body)
+        connection.putrequest(method, path)
+        for name, value in (("Content-Length", str(len(data))), *headers):
+            connection.putheader(name, value)
+        connection.endheaders(data)
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.headers
+
+    def test_address_scheme_and_origin(self) -> None:
+        """Lines of one header are one list, in the order in which they came."""
+        app = "https://app.example"
+        self.service = self.start(TRUSTED_PROXIES="1", FORCE_HTTPS="1", CORS_ORIGINS=app)
+        user = {"username": "user", "email": "user@test.com", "password": "test"}
+        forwarded = (
+            ("Content-Type", "application/json"),
+            ("X-Forwarded-For", '203.0.113.9, "'),
+            ("Accept", "*/*"),
+            ("X-Forwarded-For", "[2001:DB8::1]:5000"),
+            ("Origin", app),
+        )
+        https = ("X-Forwarded-Proto", "https")
+        asked = ("Access-Control-Request-Method", "POST")
+
+        refused, _, _ = self.request("POST", "/auth/register", user, *forwarded)
+        preflight, empty, _ = self.request(
+            "OPTIONS", "/auth/register", {}, *forwarded, asked, https
+        )
+        registered, body, headers = self.request("POST", "/auth/register", user, *forwarded, https)
+        token = ("Authorization", f"Bearer {orjson.loads(body)['auth_token']}")
+        _, body, _ = self.request("GET", "/auth/sessions", {}, *forwarded, https, token)
+
+        self.assertEqual([403, 204, 201], [refused, preflight, registered])
+        self.assertEqual(b"", empty)
+        self.assertEqual(app, headers["Access-Control-Allow-Origin"])
+        self.assertIn("max-age", headers["Strict-Transport-Security"])
+        ips = [session["ip"] for session in orjson.loads(body)["data"]["sessions"]]
+        self.assertEqual(["2001:db8::1"], ips)
 
 
 class TestTwoServers(unittest.TestCase):
