@@ -30,9 +30,7 @@ def upgrade() -> None:
         sa.Column("last_login_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("account", "network", name=op.f("known_addresses_pkey")),
     )
-    op.create_index(
-        op.f("known_addresses_last_login_at_idx"), "known_addresses", ["last_login_at"]
-    )
+    op.create_index(op.f("known_addresses_last_login_at_idx"), "known_addresses", ["last_login_at"])
 
 
 def downgrade() -> None:
