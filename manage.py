@@ -15,7 +15,7 @@ from flask import current_app
 from flask_script_ng import Command, Manager, Server, Shell
 from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from project import UsersService, accounts, create_app, db, ratelimit, sessions
 from project.api import schemas
@@ -208,5 +208,5 @@ def describe(error: ServiceError) -> str:
 if __name__ == "__main__":
     try:
         manager.run()
-    except OperationalError as error:
+    except (OperationalError, ProgrammingError) as error:
         sys.exit(f"The database cannot be used: {str(error.orig).strip().splitlines()[0]}")

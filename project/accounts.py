@@ -155,7 +155,8 @@ def change_password(
 
     Ends all their sessions but this one unless they are to be kept. Raises InvalidPayload when
     `new` is weak; WrongPassword when `current` is not the password they have, which counts as a
-    failed login; TooManyAttempts; TokenOfInactive when they have been deactivated meanwhile.
+    failed login; TooManyAttempts; TokenOfInactive or SessionEnded when they were deactivated or
+    this session was ended while the passwords were hashed.
     """
     passwords.check_new(new, user.username, user.email, field="new_password")
     attempt = ratelimit.limits().login(user.email, device.ip)
@@ -168,6 +169,7 @@ def change_password(
             raise WrongPassword
         hashed = hashed or passwords.hash(new)
         if _replace_password(user.id, stored.password, hashed):
+            sessions.hold(user.id, user.session_id)
             if not keep_sessions:
                 sessions.end_all(user.id, but=user.session_id)
             attempt.succeed()

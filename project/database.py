@@ -50,6 +50,19 @@ def _sqlite_options(pool_size: int) -> dict[str, Any]:
     }
 
 
+def _reading(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the engine that reads, in no transaction that would need a rollback."""
+    connect_args = dict(options["connect_args"])
+    if "connection_factory" in connect_args:
+        # A plan that was made while the tables were small has to be good when they are large.
+        connect_args["options"] = "-c enable_seqscan=off"
+    return options | {
+        "isolation_level": "AUTOCOMMIT",
+        "pool_reset_on_return": None,
+        "connect_args": connect_args,
+    }
+
+
 def init_app(app: Flask) -> None:
     """Bind `db` and `migrate` to `app`: one engine that writes, one that reads."""
     url = app.config["SQLALCHEMY_DATABASE_URI"]
@@ -60,8 +73,7 @@ def init_app(app: Flask) -> None:
     options["hide_parameters"] = True
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options | {"pool_pre_ping": on_postgresql}
     app.config["SQLALCHEMY_BINDS"] = {
-        # What is in no transaction needs no rollback when it goes back to the pool.
-        READ: options | {"url": url, "isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None},
+        READ: _reading(options) | {"url": url},
     }
     db.init_app(app)
     migrate.init_app(app)

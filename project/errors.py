@@ -220,7 +220,7 @@ class TooManyAttempts(ServiceError):
 
 
 class Busy(ServiceError):
-    """The line for hashing passwords is full."""
+    """Too many hash passwords, or read a body, at once."""
 
     status = 503
     code = "busy"

@@ -142,7 +142,6 @@ def _prepare(cursor: Any, statement: str) -> str:
     query = _PLACEHOLDER.sub(number, statement)
     # The same name means the same text, on whatever connection it is met.
     name = f"q_{hashlib.sha256(query.encode()).hexdigest()[:32]}"
-    # A plan that was made while the tables were small has to be good when they are large.
-    cursor.execute(f"SET enable_seqscan = off; PREPARE {name} AS {query}")
+    cursor.execute(f"PREPARE {name} AS {query}")
     arguments = ", ".join(f"%({name})s" for name in names)
     return f"EXECUTE {name} ({arguments})" if names else f"EXECUTE {name}"

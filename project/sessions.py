@@ -80,20 +80,21 @@ _CALLER = _with_user(
 )
 _REFRESHED = _with_user(_users.c.active, *_sessions.c)
 # Nobody can be deactivated, or have another password, while this runs: the row is locked.
+_STARTED = {
+    _sessions.c.id: bindparam("id", type_=_sessions.c.id.type),
+    _sessions.c.user_id: _users.c.id,
+    _sessions.c.generation: literal(0),
+    _sessions.c.created_at: _NOW,
+    _sessions.c.last_used_at: _NOW,
+    _sessions.c.ip: bindparam("ip", type_=_sessions.c.ip.type),
+    _sessions.c.user_agent: bindparam("user_agent", type_=_sessions.c.user_agent.type),
+    _sessions.c.expires_at: bindparam("expires_at", type_=_sessions.c.expires_at.type),
+}
 _START = (
     insert(_sessions)
     .from_select(
-        [column.name for column in _sessions.c],
-        select(
-            bindparam("id", type_=_sessions.c.id.type),
-            _users.c.id,
-            literal(0),
-            _NOW,
-            _NOW,
-            bindparam("ip", type_=_sessions.c.ip.type),
-            bindparam("user_agent", type_=_sessions.c.user_agent.type),
-            bindparam("expires_at", type_=_sessions.c.expires_at.type),
-        )
+        list(_STARTED),
+        select(*_STARTED.values())
         .where(
             _users.c.id == bindparam("user_id"),
             _users.c.active,
@@ -246,12 +247,12 @@ def refresh(refresh_token: str, device: Device) -> Pair:
             **device._asdict(),
         },
     ).one_or_none()
-    session = session or _rotated_already(claims, now)
+    session = session or _rotated_already(claims, now, device)
     attempt.succeed()
     return _pair(session, now)
 
 
-def _rotated_already(claims: tokens.Refresh, now: datetime) -> Row[Any]:
+def _rotated_already(claims: tokens.Refresh, now: datetime, device: Device) -> Row[Any]:
     """Return the session that this very token has rotated a moment ago."""
     row = db.session.execute(
         _REFRESHED, {"user_id": claims.user_id, "session_id": claims.session_id, "now": now}
@@ -263,8 +264,28 @@ def _rotated_already(claims: tokens.Refresh, now: datetime) -> Row[Any]:
     _end(claims.user_id, claims.session_id)
     # Kept although the request is refused: the refusal is not to be undone with it.
     db.session.commit()
-    log.warning("refresh_reused", user_id=claims.user_id, session_id=claims.session_id)
+    log.warning(
+        "refresh_reused", user_id=claims.user_id, session_id=claims.session_id, **device._asdict()
+    )
     raise RefreshReused
+
+
+def hold(user_id: int, session_id: str) -> None:
+    """Let nobody end a live session before this transaction is over; raises SessionEnded.
+
+    For what takes long in the name of a session, and must not happen once somebody has ended it.
+    """
+    session = (
+        select(_sessions.c.id)
+        .where(
+            _sessions.c.id == session_id,
+            _sessions.c.user_id == user_id,
+            _sessions.c.expires_at > clock.utcnow(),
+        )
+        .with_for_update(read=True)
+    )
+    if db.session.execute(session).one_or_none() is None:
+        raise SessionEnded
 
 
 def live(user_id: int) -> Sequence[Row[Any]]:

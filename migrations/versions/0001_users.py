@@ -27,7 +27,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("users_pkey")),
         sa.UniqueConstraint("email", name=op.f("users_email_key")),
         sa.UniqueConstraint("username_key", name=op.f("users_username_key_key")),
-        sqlite_autoincrement=True,
     )
     op.create_index(op.f("users_created_at_id_idx"), "users", ["created_at", "id"])
 

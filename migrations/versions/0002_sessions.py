@@ -14,6 +14,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    if op.get_context().dialect.name == "sqlite":
+        give_ids_once()
     op.create_table(
         "sessions",
         sa.Column("id", sa.String(22), nullable=False),
@@ -31,6 +33,29 @@ def upgrade() -> None:
     )
     op.create_index(op.f("sessions_user_id_expires_at_idx"), "sessions", ["user_id", "expires_at"])
     op.create_index(op.f("sessions_expires_at_idx"), "sessions", ["expires_at"])
+
+
+def give_ids_once() -> None:
+    """Make the table of users anew, as one in which SQLite gives no id a second time."""
+    users = sa.Table(
+        "users",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("username", sa.String(512), nullable=False),
+        sa.Column("username_key", sa.String(512), nullable=False),
+        sa.Column("email", sa.String(128), nullable=False),
+        sa.Column("password", sa.String(255), nullable=False),
+        sa.Column("active", sa.Boolean(), server_default=sa.true(), nullable=False),
+        sa.Column("admin", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="users_pkey"),
+        sa.UniqueConstraint("email", name="users_email_key"),
+        sa.UniqueConstraint("username_key", name="users_username_key_key"),
+        sa.Index("users_created_at_id_idx", "created_at", "id"),
+    )
+    options = {"sqlite_autoincrement": True}
+    with op.batch_alter_table("users", copy_from=users, recreate="always", table_kwargs=options):
+        pass
 
 
 def downgrade() -> None:

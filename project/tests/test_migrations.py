@@ -79,6 +79,9 @@ class TestMigrations(unittest.TestCase):
         self.execute("DELETE FROM users")
         self.assertEqual([], self.execute("SELECT * FROM sessions"))
 
+        self.execute(user)
+        self.assertNotEqual(before[0][0], self.execute("SELECT id FROM users")[0][0])
+
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
         """Execute a statement in a transaction of its own; return its rows, if it has any."""
         with db.engine.begin() as connection:

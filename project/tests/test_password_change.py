@@ -19,6 +19,7 @@ from project.tests.test_sessions import (
     INVALID,
     INVALID_PAYLOAD,
     SessionsTestCase,
+    session_of,
 )
 from project.tests.utils import stored_sessions, stored_users
 
@@ -319,6 +320,25 @@ class TestMeanwhile(PasswordTestCase):
             self.assert_error(self.login(), *CONTACT_US)
 
         self.assertEqual((hashed, before), (stored_users()[0]["password"], stored_sessions()))
+
+    def test_ended(self) -> None:
+        """Whose session is ended meanwhile changes nothing: that was the answer to who ended it."""
+        session_id = session_of(self.token)
+        hashed = stored_users()[0]["password"]
+
+        def end(password: str) -> str:
+            with mock.patch.object(passwords, "hash", original):
+                path = f"/auth/sessions/{session_id}"
+                ended = self.client.delete(path, headers=bearer(self.second))
+            self.assertEqual(200, ended.status_code)
+            return original(password)
+
+        original = passwords.hash
+        with mock.patch.object(passwords, "hash", end):
+            self.assert_error(self.change(), *ENDED)
+
+        self.assertEqual(hashed, stored_users()[0]["password"])
+        self.assertEqual(200, self.get("/auth/status", self.second).status_code)
 
     def test_changed(self) -> None:
         """A password that was replaced meanwhile is no more the current one, nor logs it in."""
