@@ -145,7 +145,7 @@ class TestRotation(RefreshTestCase):
         self.refresh(others)
 
     def test_log(self) -> None:
-        """A theft is logged with its user and session, and without any token."""
+        """A theft is logged with user, session and who brought the token, but without any token."""
         second = self.refresh(self.pair)
         self.move_clock(11)
         with everything_written() as written:
@@ -154,7 +154,8 @@ class TestRotation(RefreshTestCase):
         line = json.loads(written.getvalue())
         session_id = session_of(self.pair["auth_token"])
         expected = {"event": "refresh_reused", "user_id": self.user.id, "session_id": session_id}
-        self.assertEqual(expected, line)
+        self.assertIn("Werkzeug", line.pop("user_agent"))
+        self.assertEqual(expected | {"ip": "127.0.0.1"}, line)
         for pair in (self.pair, second):
             for part in ".".join(pair[name] for name in TOKENS).split("."):
                 self.assertNotIn(part, written.getvalue())
