@@ -184,7 +184,7 @@ def end_sessions(email: str) -> None:
     except UserNotFound:
         sys.exit(f"There is no user with the email {email}.")
     db.session.commit()
-    print(f"{ended} sessions of {email} ended.")
+    print(f"Sessions of {email} ended: {ended}.")
 
 
 @manager.command
@@ -196,7 +196,7 @@ def purge() -> None:
         purged += deleted
     counts = ratelimit.delete_expired()
     db.session.commit()
-    print(f"{purged} expired sessions deleted, and {counts} counts of attempts.")
+    print(f"Expired sessions deleted: {purged}; counts of attempts: {counts}.")
 
 
 def describe(error: ServiceError) -> str:

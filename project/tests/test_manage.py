@@ -141,7 +141,7 @@ class TestManage(unittest.TestCase):
             self.add_sessions(email, 3, LATER)
 
         printed = self.manage("end_sessions", "Michael@RealPython.com", production=True)
-        self.assertIn("3 sessions", printed)
+        self.assertIn("ended: 3.", printed)
         self.assertEqual({herman: 3}, self.sessions())
 
         self.manage("deactivate", herman, production=True)
@@ -167,9 +167,9 @@ class TestManage(unittest.TestCase):
         self.add_sessions(email, 2_345, EARLIER)
         self.add_sessions(email, 3, LATER)
 
-        self.assertIn("2345 expired sessions", self.manage("purge", production=True))
+        self.assertIn("sessions deleted: 2345;", self.manage("purge", production=True))
         self.assertEqual({email: 3}, self.sessions())
-        self.assertIn("0 expired sessions", self.manage("purge"))
+        self.assertIn("sessions deleted: 0;", self.manage("purge"))
         self.assertEqual({email: 3}, self.sessions())
 
     def test_shell(self) -> None:
