@@ -73,6 +73,7 @@ def create_app(settings: str | None = None) -> UsersService:
     app.config.from_object(config.from_environment())
     app.url_map.merge_slashes = False
     if hops := app.config["TRUSTED_PROXIES"]:
+        # Flask means it to be replaced; mypy takes it for a method like any other.
         app.wsgi_app = proxies.believe(app.wsgi_app, hops)  # type: ignore[assignment,method-assign]
     logs.configure(readable=app.debug or app.testing)
     database.init_app(app)

@@ -18,14 +18,14 @@ def parse(text: str) -> str | None:
     return None if address is None else str(address)
 
 
-def network(ip: str) -> str:
+def network(ip: str | None) -> str:
     """Return what `ip` counts as when requests are counted per address.
 
     IPv4 counts whole, IPv6 as its /64: a customer is given no less than that (RFC 6177) and takes
     any number of addresses in it (RFC 8981). What is no address is the network "", and counts
     together: nobody is let off for hiding theirs.
     """
-    address = _address(ip)
+    address = _address(ip or "")
     if address is None:
         return ""
     if isinstance(address, IPv4Address):

@@ -17,10 +17,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from project import addresses, clock, database
 from project.api.models import KnownAddress, Throttle
+from project.config import DAY
 from project.errors import TooManyAttempts
 from project.extensions import db
 
-HOUR, DAY = 3_600, 86_400  # seconds
+HOUR = 3_600  # seconds
 # Until when what is not paused is paused. Not "now": that may be later than another's.
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -99,7 +100,7 @@ class On:
         From where the account has been logged in to lately, the two together have a count of their
         own instead: nobody elsewhere can lock its owner out.
         """
-        account, network = _account(email), addresses.network(ip or "")
+        account, network = _account(email), addresses.network(ip)
         now = clock.utcnow()
         known = database.fetch_one(
             select(_known.c.account).where(
@@ -117,13 +118,13 @@ class On:
 
     def refresh(self, ip: str | None) -> Attempt:
         """Count by address, together with its logins."""
-        counts = [(f"login:{addresses.network(ip or '')}", self._address)]
+        counts = [(f"login:{addresses.network(ip)}", self._address)]
         _count(counts, clock.utcnow())
         return _Counted(counts)
 
     def registration(self, ip: str | None) -> None:
         """Count by address."""
-        counts = [(f"register:{addresses.network(ip or '')}", self._registrations)]
+        counts = [(f"register:{addresses.network(ip)}", self._registrations)]
         _count(counts, clock.utcnow())
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 import structlog
 from flask import current_app
 from sqlalchemy import (
+    ColumnElement,
     Row,
     Select,
     Table,
@@ -79,7 +80,6 @@ _CALLER = _with_user(
     _users.c.created_at,
 )
 _REFRESHED = _with_user(_users.c.active, *_sessions.c)
-# Nobody can be deactivated, or have another password, while this runs: the row is locked.
 _STARTED = {
     _sessions.c.id: bindparam("id", type_=_sessions.c.id.type),
     _sessions.c.user_id: _users.c.id,
@@ -90,6 +90,7 @@ _STARTED = {
     _sessions.c.user_agent: bindparam("user_agent", type_=_sessions.c.user_agent.type),
     _sessions.c.expires_at: bindparam("expires_at", type_=_sessions.c.expires_at.type),
 }
+# Nobody can be deactivated, or have another password, while this runs: the row is locked.
 _START = (
     insert(_sessions)
     .from_select(
@@ -275,17 +276,18 @@ def hold(user_id: int, session_id: str) -> None:
 
     For what takes long in the name of a session, and must not happen once somebody has ended it.
     """
-    session = (
-        select(_sessions.c.id)
-        .where(
-            _sessions.c.id == session_id,
-            _sessions.c.user_id == user_id,
-            _sessions.c.expires_at > clock.utcnow(),
-        )
-        .with_for_update(read=True)
-    )
-    if db.session.execute(session).one_or_none() is None:
+    session = select(_sessions.c.id).where(_is_live(user_id, session_id))
+    if db.session.execute(session.with_for_update(read=True)).one_or_none() is None:
         raise SessionEnded
+
+
+def _is_live(user_id: int, session_id: str) -> ColumnElement[bool]:
+    """Return the condition for the session of this id that lives and is this user's."""
+    return and_(
+        _sessions.c.id == session_id,
+        _sessions.c.user_id == user_id,
+        _sessions.c.expires_at > clock.utcnow(),
+    )
 
 
 def live(user_id: int) -> Sequence[Row[Any]]:
@@ -300,12 +302,7 @@ def end(user_id: int, session_id: str) -> None:
 
 
 def _end(user_id: int, session_id: str) -> int:
-    statement = delete(_sessions).where(
-        _sessions.c.id == session_id,
-        _sessions.c.user_id == user_id,
-        _sessions.c.expires_at > clock.utcnow(),
-    )
-    return database.write(statement)
+    return database.write(delete(_sessions).where(_is_live(user_id, session_id)))
 
 
 def end_all(user_id: int, *, but: str | None = None) -> int:
@@ -331,9 +328,8 @@ def log_out(user_id: int, session_id: str, scope: Literal["others", "all"] | Non
 def delete_expired(user_id: int | None = None) -> int:
     """Delete sessions whose time is over, of one user or of all; return how many, 0 at the end.
 
-    At most DELETED_AT_ONCE, so that nobody holds many rows for long.
-
-    Rows that somebody else is deleting are left to them: nobody waits, so nobody deadlocks.
+    At most DELETED_AT_ONCE, so that nobody holds many rows for long. Rows that somebody else is
+    deleting are left to them: nobody waits, so nobody deadlocks.
     """
     expired = select(_sessions.c.id).where(_sessions.c.expires_at <= clock.utcnow())
     if user_id is not None:

@@ -19,6 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project import clock, identifiers, passwords, tokens
+from project.config import DAY
 from project.errors import TokenExpired, TokenInvalid
 from project.extensions import db
 
@@ -58,7 +59,7 @@ def username_key(username: str) -> str:
 def token_lifetime() -> int:
     """Return the life of an auth token, in seconds."""
     config = current_app.config
-    return int(config["TOKEN_EXPIRATION_DAYS"] * 86_400 + config["TOKEN_EXPIRATION_SECONDS"])
+    return int(config["TOKEN_EXPIRATION_DAYS"] * DAY + config["TOKEN_EXPIRATION_SECONDS"])
 
 
 class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time

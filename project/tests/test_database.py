@@ -112,7 +112,8 @@ class TestFarAway(ScratchTestCase):
         token = self.register()
         self.get("/auth/status", token)
         with db.engines[database.READ].connect() as connection:
-            connection.connection.dbapi_connection.prepared.clear()  # type: ignore[union-attr]
+            prepared: Any = connection.connection.dbapi_connection
+            prepared.prepared.clear()
 
         self.assertEqual(200, self.get("/auth/status", token).status_code)
 

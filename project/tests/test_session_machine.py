@@ -182,7 +182,7 @@ class SessionMachine(RuleBasedStateMachine):
         db.session.commit()
         patcher = mock.patch("project.clock.utcnow", return_value=EPOCH)
         self.clock = patcher.start()
-        self.teardown = patcher.stop  # type: ignore[method-assign]
+        self.teardown = patcher.stop  # type: ignore[method-assign]  # Hypothesis calls it at the end
 
     @initialize(lifetime=AUTH_LIFETIMES)
     def begin(self, lifetime: int) -> None:
