@@ -1,23 +1,31 @@
 """The command line of the users service: python manage.py COMMAND."""
 
+import contextlib
 import getpass
 import logging
 import os
+import re
+import signal
 import subprocess
 import sys
 import unittest
 import warnings
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import flask_migrate
 import flask_migrate.cli
+import orjson
 from flask import current_app
 from flask_script_ng import Command, Manager, Server, Shell
 from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
+from sqlalchemy import Row
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from project import UsersService, accounts, create_app, db, ratelimit, sessions
+from project import UsersService, accounts, audit, clock, create_app, db, logs, ratelimit, sessions
 from project.api import schemas
 from project.api.models import User
 from project.errors import EmailExists, InvalidPayload, ServiceError, UserNotFound
@@ -25,12 +33,20 @@ from project.errors import EmailExists, InvalidPayload, ServiceError, UserNotFou
 ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "project" / "tests"
 TEST_COMMANDS = {"test", "cov"}
+# What the audit trail says of a command.
+ORIGIN = audit.Origin(None, "manage.py")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EVENT = "{:20}  {:24}  {:>7}  {:39}  {}"
+EVENT_COLUMNS = "time", "event", "user", "address", "details"
 
 
 def application() -> UsersService:
     """Return the service that APP_SETTINGS names; tests are always the testing one."""
     testing = sys.argv[1:2] and sys.argv[1] in TEST_COMMANDS
-    return create_app("project.config.TestingConfig" if testing else None)
+    app = create_app("project.config.TestingConfig" if testing else None)
+    # Standard output is for what a command has to say.
+    logs.configure(readable=app.debug, file=sys.stderr)
+    return app
 
 
 manager = Manager(application, description=__doc__)
@@ -130,10 +146,19 @@ def seed_db() -> None:
         ("michaelherman", "michael@mherman.org"),
     ):
         try:
-            accounts.add(username, email, "test")
+            accounts.add(username, email, "test", ORIGIN)
             db.session.commit()
         except (EmailExists, InvalidPayload):
             db.session.rollback()
+
+
+@contextlib.contextmanager
+def user_has_to_exist(email: str) -> Iterator[None]:
+    """End the command where it finds no user with this email."""
+    try:
+        yield
+    except UserNotFound:
+        sys.exit(f"There is no user with the email {email}.")
 
 
 @manager.command
@@ -145,7 +170,7 @@ def create_admin(username: str, email: str) -> None:
         password = sys.stdin.readline().rstrip("\n")
     try:
         new = schemas.NewUser(username=username, email=email, password=password)
-        accounts.add(new.username, new.email, new.password, admin=True)
+        accounts.add(new.username, new.email, new.password, ORIGIN, admin=True)
     except ValidationError as error:
         sys.exit(describe(schemas.refuse(error)))
     except ServiceError as error:
@@ -169,34 +194,85 @@ def activate(email: str) -> None:
 
 
 def _set_active(email: str, active: bool) -> None:
-    try:
-        accounts.set_active(email.lower(), active)
-    except UserNotFound:
-        sys.exit(f"There is no user with the email {email}.")
+    with user_has_to_exist(email):
+        accounts.set_active(email.lower(), active, ORIGIN)
     db.session.commit()
 
 
 @manager.command
 def end_sessions(email: str) -> None:
     """End all sessions of a user."""
-    try:
-        ended = sessions.end_all(accounts.find_by_email(email.lower()))
-    except UserNotFound:
-        sys.exit(f"There is no user with the email {email}.")
+    with user_has_to_exist(email):
+        ended = accounts.end_sessions(email.lower(), ORIGIN)
     db.session.commit()
     print(f"Sessions of {email} ended: {ended}.")
 
 
 @manager.command
 def purge() -> None:
-    """Delete the sessions whose time is over, a few at a time, and counts that are out of date."""
-    purged = 0
-    while deleted := sessions.delete_expired():
-        db.session.commit()
-        purged += deleted
+    """Delete what is over: sessions and events, a few at a time, and counts of attempts."""
+    ended = _delete_all(sessions.delete_expired)
+    events = _delete_all(audit.delete_expired)
     counts = ratelimit.delete_expired()
     db.session.commit()
-    print(f"Expired sessions deleted: {purged}; counts of attempts: {counts}.")
+    print(f"Expired sessions deleted: {ended}; events: {events}; counts of attempts: {counts}.")
+
+
+def _delete_all(delete_some: Callable[[], int]) -> int:
+    """Delete until nothing is left, each time in a transaction; return how many."""
+    total = 0
+    while deleted := delete_some():
+        db.session.commit()
+        total += deleted
+    return total
+
+
+@manager.command
+def events(
+    user: str | None = None, since: str | None = None, follow: bool = False, json: bool = False
+) -> None:
+    """Print the audit trail, the oldest first: a table, or JSON Lines.
+
+    Of one user (an email) or of all; since a moment (2026-11-22T09:00:00Z) or for some time (90m,
+    24h, 7d); with --follow it goes on with what happens, from now unless told.
+    """
+    user_id = None
+    if user:
+        with user_has_to_exist(user):
+            user_id = accounts.find_by_email(user.lower())
+    start = _moment(since) if since else clock.utcnow() if follow else EPOCH
+    # Who reads only the beginning (head, less) ends this, and no traceback tells of it.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if not json:
+        print(EVENT.format(*EVENT_COLUMNS))
+    with contextlib.suppress(KeyboardInterrupt):
+        for event in (audit.follow if follow else audit.since)(start, user_id):
+            print(_as_json(event) if json else _as_row(event), flush=follow)
+
+
+def _moment(text: str) -> datetime:
+    """Return the moment that is written in ISO 8601, in UTC unless it says so, or so long ago."""
+    try:
+        if span := re.fullmatch(r"([0-9]{1,6})([mhd])", text):
+            unit = {"m": "minutes", "h": "hours", "d": "days"}[span[2]]
+            return clock.utcnow() - timedelta(**{unit: int(span[1])})
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        sys.exit(f"{text!r} is no time: write 2026-11-22T09:00:00Z, or 90m, 24h, 7d.")
+
+
+def _as_json(event: Row[Any]) -> str:
+    return orjson.dumps(event._asdict(), option=orjson.OPT_UTC_Z).decode()
+
+
+def _as_row(event: Row[Any]) -> str:
+    details = " ".join(f"{name}={value}" for name, value in event.details.items())
+    if event.actor_id:
+        details = f"by={event.actor_id} {details}"
+    user, ip = event.user_id or "-", event.ip or "-"
+    at = f"{event.created_at:%Y-%m-%dT%H:%M:%SZ}"
+    return EVENT.format(at, event.kind, user, ip, f"{details} {event.user_agent}".strip())
 
 
 def describe(error: ServiceError) -> str:

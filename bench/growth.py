@@ -30,7 +30,7 @@ from bench.report import (
     spread_in_words,
 )
 from bench.servers import PASSWORD, database, url_text
-from project import UsersService, accounts, create_app, db, passwords, sessions, tokens
+from project import UsersService, accounts, audit, create_app, db, passwords, sessions, tokens
 from project.database import READ
 
 MANY, ONE = 1, 2  # the ids of the users with very many sessions and with a single one
@@ -204,7 +204,7 @@ def plans(large: Filled, sparse: Filled) -> Iterator[str]:
     for one in (large, sparse):
         asked[f"The guard, a user with 1 session; {one.size}"] = one.guards(ONE, ONE)
         asked[f"The guard, {one.crowd}; {one.size}"] = one.guards(MANY, MANY)[:1]
-    login = f"user-{MANY}@example.com", PASSWORD, sessions.Device("192.0.2.1", "")
+    login = f"user-{MANY}@example.com", PASSWORD, audit.Origin("192.0.2.1", "")
     asked[f"A login, {large.crowd}; {large.size}"] = large.sent(accounts.log_in, *login)
     asked[f"One batch of a purge; {large.size}"] = large.sent(sessions.delete_expired)
     for name, statements in asked.items():

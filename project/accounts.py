@@ -1,16 +1,17 @@
 """Accounts: register, add, log in, change the password, deactivate, find, list.
 
-Functions here write and may flush; the caller commits.
+Functions here write and may flush; the caller commits, but for what goes with a refusal.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Row, bindparam, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from project import clock, database, passwords, ratelimit, sessions
+from project import audit, clock, database, passwords, ratelimit, sessions
 from project.api.models import User
 from project.errors import (
     AccountInactive,
@@ -43,31 +44,38 @@ _NEWEST_AFTER = _NEWEST.where(
 )
 
 
-def register(username: str, email: str, password: str, device: sessions.Device) -> sessions.Pair:
+def register(username: str, email: str, password: str, origin: audit.Origin) -> sessions.Pair:
     """Add the user who registers, and return the tokens of their first session.
 
     Raises InvalidPayload for a weak password, TooManyAttempts, UserExists when somebody has the
     name or the email.
     """
     passwords.check_new(password, username, email)
-    ratelimit.limits().registration(device.ip)
-    user = _insert(
-        username,
-        email,
-        password,
-        username_taken=UserExists(errors={"username": _TAKEN}),
-        email_taken=UserExists(errors={"email": _TAKEN}),
-    )
-    return sessions.start(user.id, user.password, device)
+    ratelimit.limits().registration(origin.ip)
+    try:
+        user = _insert(
+            username,
+            email,
+            password,
+            username_taken=UserExists(errors={"username": _TAKEN}),
+            email_taken=UserExists(errors={"email": _TAKEN}),
+        )
+    except UserExists as error:
+        db.session.rollback()
+        why = f"{next(iter(error.errors or {}))}_taken"
+        audit.refuse(error, audit.Kind.REGISTRATION_REFUSED, origin, user_id=None, why=why)
+    return sessions.start(user.id, user.password, origin, audit.Kind.REGISTERED)
 
 
-def add(username: str, email: str, password: str, *, admin: bool = False) -> User:
+def add(
+    username: str, email: str, password: str, origin: audit.Origin, *, admin: bool = False
+) -> User:
     """Return the new user whom somebody else added.
 
     Raises EmailExists, or InvalidPayload when the username is taken or the password is weak.
     """
     passwords.check_new(password, username, email)
-    return _insert(
+    user = _insert(
         username,
         email,
         password,
@@ -75,6 +83,8 @@ def add(username: str, email: str, password: str, *, admin: bool = False) -> Use
         username_taken=InvalidPayload(errors={"username": _TAKEN}),
         email_taken=EmailExists(errors={"email": _TAKEN}),
     )
+    audit.record(audit.Kind.USER_ADDED, origin, user_id=user.id, admin=admin)
+    return user
 
 
 def _insert(
@@ -106,7 +116,7 @@ def _violated_constraint(error: IntegrityError) -> str:
     return str(diagnostics.constraint_name if diagnostics else error.orig)
 
 
-def log_in(email: str, password: str, device: sessions.Device) -> sessions.Pair:
+def log_in(email: str, password: str, origin: audit.Origin) -> sessions.Pair:
     """Return the tokens of a new session of the active user with these credentials.
 
     Raises InvalidCredentials for an unknown email and for a wrong password, after the same work;
@@ -114,20 +124,25 @@ def log_in(email: str, password: str, device: sessions.Device) -> sessions.Pair:
     renewed when the configured cost has risen since it was made; the user's expired sessions are
     deleted.
     """
-    attempt = ratelimit.limits().login(email, device.ip)
+    attempt = ratelimit.limits().login(email, origin.ip)
+    refuse = partial(
+        audit.refuse, kind=audit.Kind.LOGIN_REFUSED, origin=origin, pause=attempt.pause
+    )
     for _ in range(_ATTEMPTS):
         user = database.fetch_one(_CREDENTIALS, email=email, now=clock.utcnow())
         genuine = passwords.verify(user.password if user else None, password)
-        if user is None or not genuine:
-            raise InvalidCredentials
+        if user is None:
+            refuse(InvalidCredentials(), user_id=None, why="unknown_email")
+        if not genuine:
+            refuse(InvalidCredentials(), user_id=user.id, why="wrong_password")
         if not user.active:
-            raise AccountInactive
+            refuse(AccountInactive(), user_id=user.id, why="account_inactive")
         hashed = user.password
         if passwords.needs_rehash(hashed):
             hashed = passwords.hash(password)
             _replace_password(user.id, user.password, hashed)
         try:
-            pair = sessions.start(user.id, hashed, device)
+            pair = sessions.start(user.id, hashed, origin, audit.Kind.LOGGED_IN)
         except sessions.UserChanged:
             db.session.rollback()
             continue
@@ -149,7 +164,7 @@ def _replace_password(user_id: int, old: str, new: str) -> bool:
 
 
 def change_password(
-    user: Row[Any], device: sessions.Device, *, current: str, new: str, keep_sessions: bool
+    user: Row[Any], origin: audit.Origin, *, current: str, new: str, keep_sessions: bool
 ) -> None:
     """Give a user (as `sessions.identify` returned them) a new password.
 
@@ -159,26 +174,40 @@ def change_password(
     this session was ended while the passwords were hashed.
     """
     passwords.check_new(new, user.username, user.email, field="new_password")
-    attempt = ratelimit.limits().login(user.email, device.ip)
+    attempt = ratelimit.limits().login(user.email, origin.ip)
     hashed = None
     for _ in range(_ATTEMPTS):
         stored = database.fetch_one(_PASSWORD, user_id=user.id)
         if stored is None:
             raise TokenOfInactive
         if not passwords.verify(stored.password, current):
-            raise WrongPassword
+            audit.refuse(
+                WrongPassword(),
+                audit.Kind.PASSWORD_CHANGE_REFUSED,
+                origin,
+                user_id=user.id,
+                session_id=user.session_id,
+                why="wrong_password",
+                pause=attempt.pause,
+            )
         hashed = hashed or passwords.hash(new)
         if _replace_password(user.id, stored.password, hashed):
             sessions.hold(user.id, user.session_id)
-            if not keep_sessions:
-                sessions.end_all(user.id, but=user.session_id)
+            ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
             attempt.succeed()
+            audit.record(
+                audit.Kind.PASSWORD_CHANGED,
+                origin,
+                user_id=user.id,
+                session_id=user.session_id,
+                sessions=ended,
+            )
             return
         db.session.rollback()  # somebody changed it while it was checked
     raise Busy(retry_after=1)
 
 
-def set_active(email: str, active: bool) -> None:
+def set_active(email: str, active: bool, origin: audit.Origin) -> None:
     """Deactivate a user, or activate them again; raises UserNotFound.
 
     Either way their sessions are ended: nothing from before comes back to life.
@@ -187,7 +216,16 @@ def set_active(email: str, active: bool) -> None:
     user_id = db.session.execute(statement).scalar_one_or_none()
     if user_id is None:
         raise UserNotFound
-    sessions.end_all(user_id)
+    kind = audit.Kind.USER_ACTIVATED if active else audit.Kind.USER_DEACTIVATED
+    audit.record(kind, origin, user_id=user_id, sessions=sessions.end_all(user_id))
+
+
+def end_sessions(email: str, origin: audit.Origin) -> int:
+    """End all sessions of a user, and return how many; raises UserNotFound."""
+    user_id = find_by_email(email)
+    ended = sessions.end_all(user_id)
+    audit.record(audit.Kind.SESSIONS_ENDED, origin, user_id=user_id, sessions=ended)
+    return ended
 
 
 def find_by_email(email: str) -> int:

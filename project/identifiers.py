@@ -8,17 +8,18 @@ import secrets
 
 MAX_ID = 2**31 - 1
 SESSION_LENGTH = 22  # characters: 128 random bits in base64url
-_CANONICAL = re.compile(r"[1-9][0-9]{0,9}")
+MAX_EVENT_ID = 2**63 - 1
+_CANONICAL = re.compile(r"[1-9][0-9]{0,18}")
 _SESSION = re.compile(rf"[A-Za-z0-9_-]{{{SESSION_LENGTH}}}")
 
 
-def parse(text: object) -> int:
+def parse(text: object, maximum: int = MAX_ID) -> int:
     """Return the id that `text` is the canonical decimal of.
 
-    An id is a positive 32-bit integer, written in ASCII digits with no leading zero.
+    An id is a positive integer up to `maximum`, written in ASCII digits with no leading zero.
     Raises ValueError for everything else.
     """
-    if not isinstance(text, str) or not _CANONICAL.fullmatch(text) or int(text) > MAX_ID:
+    if not isinstance(text, str) or not _CANONICAL.fullmatch(text) or int(text) > maximum:
         raise ValueError("not the canonical decimal of an id")
     return int(text)
 

@@ -4,12 +4,13 @@ Nothing secret is ever handed to a log call: no password, no hash, no token.
 """
 
 import logging
+from typing import TextIO
 
 import structlog
 
 
-def configure(*, readable: bool) -> None:
-    """Set up structlog for this process; lines go to standard output."""
+def configure(*, readable: bool, file: TextIO | None = None) -> None:
+    """Set up structlog for this process; lines go to `file`, or to standard output."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -18,7 +19,7 @@ def configure(*, readable: bool) -> None:
             structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(),
         ],
         # One write a line: the server's processes share the output.
-        logger_factory=structlog.WriteLoggerFactory(),
+        logger_factory=structlog.WriteLoggerFactory(file),
         cache_logger_on_first_use=True,
     )
     # SQLAlchemy's own complaints quote statements and rows; what matters of them is raised too.

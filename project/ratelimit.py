@@ -36,15 +36,22 @@ class Policy(NamedTuple):
     window: int  # seconds from the first attempt, after which the count begins anew
     pauses: Sequence[int]  # seconds; the last is for all that follow
 
-    def paused_until(self, attempts: int, now: datetime) -> datetime:
-        """Return the end of the pause that the attempt of this number begins."""
+    def pause(self, attempts: int) -> int:
+        """Return the seconds of the pause that the attempt of this number begins, 0 for none."""
         if attempts < self.limit:
-            return _LONG_AGO
-        return _later(now, self.pauses[min(attempts - self.limit, len(self.pauses) - 1)])
+            return 0
+        return self.pauses[min(attempts - self.limit, len(self.pauses) - 1)]
+
+    def paused_until(self, attempts: int, now: datetime) -> datetime:
+        """Return the end of that pause."""
+        pause = self.pause(attempts)
+        return _later(now, pause) if pause else _LONG_AGO
 
 
 class Attempt(Protocol):
     """Something that somebody tries, and that has been counted."""
+
+    pause: int  # seconds for which no other may be made, unless this one succeeds
 
     def succeed(self) -> None:
         """Give back what was counted, in the transaction of `db.session`."""
@@ -79,6 +86,8 @@ class Off:
 
 
 class _Uncounted:
+    pause = 0
+
     def succeed(self) -> None:
         """Give nothing back."""
 
@@ -113,14 +122,12 @@ class On:
             counts = [(f"login:{account}@{network}", self._account)]
         else:
             counts = [(f"login:{network}", self._address), (f"login:{account}", self._account)]
-        _count(counts, now)
-        return _Login(counts, account, network)
+        return _Login(counts, _count(counts, now), account, network)
 
     def refresh(self, ip: str | None) -> Attempt:
         """Count by address, together with its logins."""
         counts = [(f"login:{addresses.network(ip)}", self._address)]
-        _count(counts, clock.utcnow())
-        return _Counted(counts)
+        return _Counted(counts, _count(counts, clock.utcnow()))
 
     def registration(self, ip: str | None) -> None:
         """Count by address."""
@@ -128,28 +135,37 @@ class On:
         _count(counts, clock.utcnow())
 
 
-def _count(counts: Sequence[tuple[str, Policy]], now: datetime) -> None:
-    """Raise the counts, each in one statement, up to the first that is paused.
+def _count(counts: Sequence[tuple[str, Policy]], now: datetime) -> int:
+    """Raise the counts, each in one statement, and return the longest pause that this begins.
+
+    Raises TooManyAttempts at the first that is paused already.
 
     In a transaction of its own, which ends before anything else begins: what is counted stays so.
     The order is always that of addresses before accounts, so nobody deadlocks.
     """
+    pause = 0
+    paused_until = None
     with db.engine.begin() as connection:
-        paused_until = next(
-            filter(None, (_raise(connection, key, policy, now) for key, policy in counts)), None
-        )
+        for key, policy in counts:
+            attempts = _raise(connection, key, policy, now)
+            if attempts is None:
+                end = select(_throttles.c.paused_until).where(_throttles.c.key == key)
+                paused_until = connection.execute(end).scalar_one()
+                break
+            pause = max(pause, policy.pause(attempts))
     if paused_until is not None:
         raise TooManyAttempts(retry_after=math.ceil((paused_until - now).total_seconds()))
+    return pause
 
 
-def _raise(connection: Connection, key: str, policy: Policy, now: datetime) -> datetime | None:
-    """Count one attempt, or return until when there may be none."""
+def _raise(connection: Connection, key: str, policy: Policy, now: datetime) -> int | None:
+    """Count one attempt and return its number, or None while there may be none."""
     columns = _throttles.c
     begins_anew = columns.resets_at <= now
     attempts = case((begins_anew, 1), else_=columns.attempts + 1)
     last = policy.limit + len(policy.pauses) - 1
     pauses = {number: policy.paused_until(number, now) for number in range(policy.limit, last)}
-    counted = connection.execute(
+    return connection.execute(
         _insert(_throttles)
         .values(
             key=key,
@@ -172,11 +188,8 @@ def _raise(connection: Connection, key: str, policy: Policy, now: datetime) -> d
             },
             where=columns.paused_until <= now,
         )
-        .returning(columns.key)
-    ).first()
-    if counted:
-        return None
-    return connection.execute(select(columns.paused_until).where(columns.key == key)).scalar()
+        .returning(columns.attempts)
+    ).scalar_one_or_none()
 
 
 def _later(now: datetime, seconds: int) -> datetime:
@@ -195,8 +208,9 @@ def _account(email: str) -> str:
 
 
 class _Counted:
-    def __init__(self, counts: Sequence[tuple[str, Policy]]) -> None:
+    def __init__(self, counts: Sequence[tuple[str, Policy]], pause: int) -> None:
         self._counts = counts
+        self.pause = pause
 
     def succeed(self) -> None:
         """Take one off each count, and lift the pause that it may have begun."""
@@ -209,15 +223,17 @@ class _Counted:
 
 
 class _Login(_Counted):
-    def __init__(self, counts: Sequence[tuple[str, Policy]], account: str, network: str) -> None:
-        super().__init__(counts)
+    def __init__(
+        self, counts: Sequence[tuple[str, Policy]], pause: int, account: str, network: str
+    ) -> None:
+        super().__init__(counts, pause)
         self._account = account
         self._network = network
 
     def succeed(self) -> None:
         """Forget the failures of the account, and remember where it was logged in to."""
         *by_address, (account_key, _) = self._counts
-        _Counted(by_address).succeed()
+        _Counted(by_address, self.pause).succeed()
         database.write(delete(_throttles).where(_throttles.c.key == account_key))
         now = clock.utcnow()
         database.write(

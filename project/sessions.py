@@ -2,14 +2,13 @@
 
 A session is a row while it lives. A token names its session, so whatever deletes the row ends the
 token, everywhere and at the next request.
-Functions here write and may flush; the caller commits, but for the end of a stolen session.
+Functions here write and may flush; the caller commits, but for what goes with a refusal.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast
 
-import structlog
 from flask import current_app
 from sqlalchemy import (
     ColumnElement,
@@ -26,18 +25,17 @@ from sqlalchemy import (
     update,
 )
 
-from project import clock, database, identifiers, ratelimit, tokens
+from project import audit, clock, database, identifiers, ratelimit, tokens
 from project.api.models import Session, User, token_lifetime
 from project.errors import (
     RefreshReused,
+    ServiceError,
     SessionEnded,
     SessionNotFound,
     TokenInvalid,
     TokenOfInactive,
 )
 from project.extensions import db
-
-log = structlog.get_logger()
 
 # A refresh token that comes a second time so soon is a lost answer or another tab, not a theft.
 REUSE_INTERVAL = timedelta(seconds=10)
@@ -124,13 +122,6 @@ _LISTED = (
 )
 
 
-class Device(NamedTuple):
-    """Where a request comes from, as far as anybody can tell."""
-
-    ip: str | None
-    user_agent: str
-
-
 class Pair(NamedTuple):
     """What a client gets: the token for every request, and the one for the next pair."""
 
@@ -143,10 +134,11 @@ class UserChanged(Exception):
     """The user is not what they were when their password was verified."""
 
 
-def start(user_id: int, password_hash: str, device: Device) -> Pair:
+def start(user_id: int, password_hash: str, origin: audit.Origin, kind: audit.Kind) -> Pair:
     """Return the tokens of a new session of a user whose password has just been verified.
 
-    Raises UserChanged when they are gone or deactivated meanwhile, or have another hash.
+    `kind` is what the audit trail calls it. Raises UserChanged when they are gone or deactivated
+    meanwhile, or have another hash.
     """
     now = clock.utcnow()
     started = db.session.execute(
@@ -157,11 +149,13 @@ def start(user_id: int, password_hash: str, device: Device) -> Pair:
             "password_hash": password_hash,
             "now": now,
             "expires_at": _expiry(now, now),
-            **device._asdict(),
+            "ip": origin.ip,
+            "user_agent": origin.user_agent,
         },
     ).one_or_none()
     if started is None:
         raise UserChanged
+    audit.record(kind, origin, user_id=user_id, session_id=started.id)
     return _pair(started, now)
 
 
@@ -222,14 +216,14 @@ def _checked(row: Row[Any] | None) -> Row[Any]:
     return row
 
 
-def refresh(refresh_token: str, device: Device) -> Pair:
+def refresh(refresh_token: str, origin: audit.Origin) -> Pair:
     """Return the next pair of tokens of a session; the refresh token that came is used up.
 
     Of any number that come at once with the same token one rotates the session, and all get the
     same pair; so does whoever comes again within REUSE_INTERVAL. After that it is a theft: the
     session is ended and RefreshReused raised (RFC 9700, 4.14.2). Otherwise raises as `identify`.
     """
-    attempt = ratelimit.limits().refresh(device.ip)
+    attempt = ratelimit.limits().refresh(origin.ip)
     now = clock.utcnow()
     key = current_app.config["SECRET_KEY"]
     claims = tokens.decode_refresh(refresh_token, key=key, now=now)
@@ -245,30 +239,37 @@ def refresh(refresh_token: str, device: Device) -> Pair:
             "generation": claims.generation + 1,
             "last_used_at": now,
             "expires_at": _expiry(now, logged_in_at),
-            **device._asdict(),
+            "ip": origin.ip,
+            "user_agent": origin.user_agent,
         },
     ).one_or_none()
-    session = session or _rotated_already(claims, now, device)
+    repeated = session is None
+    session = session or _rotated_already(claims, now, origin)
     attempt.succeed()
+    audit.record(
+        audit.Kind.REFRESHED,
+        origin,
+        user_id=session.user_id,
+        session_id=session.id,
+        repeated=repeated,
+    )
     return _pair(session, now)
 
 
-def _rotated_already(claims: tokens.Refresh, now: datetime, device: Device) -> Row[Any]:
+def _rotated_already(claims: tokens.Refresh, now: datetime, origin: audit.Origin) -> Row[Any]:
     """Return the session that this very token has rotated a moment ago."""
-    row = db.session.execute(
-        _REFRESHED, {"user_id": claims.user_id, "session_id": claims.session_id, "now": now}
-    ).one_or_none()
-    session = _checked(row)
+    about: dict[str, Any] = {"user_id": claims.user_id, "session_id": claims.session_id}
+    row = db.session.execute(_REFRESHED, about | {"now": now}).one_or_none()
+    try:
+        session = _checked(row)
+    except ServiceError as error:
+        about["user_id"] = claims.user_id if row else None
+        audit.refuse(error, audit.Kind.REFRESH_REFUSED, origin, **about, why=error.code)
     used_just_now = now - session.last_used_at <= REUSE_INTERVAL
-    if session.generation == claims.generation + 1 and used_just_now:
-        return session
-    _end(claims.user_id, claims.session_id)
-    # Kept although the request is refused: the refusal is not to be undone with it.
-    db.session.commit()
-    log.warning(
-        "refresh_reused", user_id=claims.user_id, session_id=claims.session_id, **device._asdict()
-    )
-    raise RefreshReused
+    if session.generation != claims.generation + 1 or not used_just_now:
+        _end(claims.user_id, claims.session_id)
+        audit.refuse(RefreshReused(), audit.Kind.REFRESH_REUSED, origin, **about)
+    return session
 
 
 def hold(user_id: int, session_id: str) -> None:
@@ -295,10 +296,11 @@ def live(user_id: int) -> Sequence[Row[Any]]:
     return database.fetch_all(_LISTED, user_id=user_id, now=clock.utcnow())
 
 
-def end(user_id: int, session_id: str) -> None:
+def end(user_id: int, session_id: str, origin: audit.Origin) -> None:
     """End a live session of this user; raises SessionNotFound when there is none of that id."""
     if not _end(user_id, session_id):
         raise SessionNotFound
+    audit.record(audit.Kind.SESSION_ENDED, origin, user_id=user_id, session_id=session_id)
 
 
 def _end(user_id: int, session_id: str) -> int:
@@ -317,12 +319,22 @@ def end_all(user_id: int, *, but: str | None = None) -> int:
     return database.write(statement)
 
 
-def log_out(user_id: int, session_id: str, scope: Literal["others", "all"] | None) -> None:
+def log_out(
+    user_id: int, session_id: str, scope: Literal["others", "all"] | None, origin: audit.Origin
+) -> None:
     """End this session of the user, or all others, or all."""
     if scope is None:
-        _end(user_id, session_id)
+        ended = _end(user_id, session_id)
     else:
-        end_all(user_id, but=session_id if scope == "others" else None)
+        ended = end_all(user_id, but=session_id if scope == "others" else None)
+    audit.record(
+        audit.Kind.LOGGED_OUT,
+        origin,
+        user_id=user_id,
+        session_id=session_id,
+        scope=scope or "this",
+        sessions=ended,
+    )
 
 
 def delete_expired(user_id: int | None = None) -> int:

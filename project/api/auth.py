@@ -23,7 +23,7 @@ auth_blueprint = APIBlueprint("auth", __name__, url_prefix="/auth")
 @guards.required(requests.take_turn)
 def register_user(body: NewUser) -> Response:
     """Register a user, and log them in."""
-    pair = accounts.register(body.username, body.email, body.password, requests.device())
+    pair = accounts.register(body.username, body.email, body.password, requests.origin())
     db.session.commit()
     return success(201, message="Successfully registered.", **pair._asdict())
 
@@ -32,7 +32,7 @@ def register_user(body: NewUser) -> Response:
 @guards.required(requests.take_turn)
 def login_user(body: Credentials) -> Response:
     """Exchange an email and a password for the tokens of a new session."""
-    pair = accounts.log_in(body.email, body.password, requests.device())
+    pair = accounts.log_in(body.email, body.password, requests.origin())
     db.session.commit()
     return success(message="Successfully logged in.", **pair._asdict())
 
@@ -41,7 +41,7 @@ def login_user(body: Credentials) -> Response:
 @guards.required(requests.take_place)
 def refresh_tokens(body: RefreshToken) -> Response:
     """Exchange a refresh token for the next pair of tokens of its session."""
-    pair = sessions.refresh(body.refresh_token, requests.device())
+    pair = sessions.refresh(body.refresh_token, requests.origin())
     db.session.commit()
     return success(message="Successfully refreshed.", **pair._asdict())
 
@@ -51,7 +51,7 @@ def refresh_tokens(body: RefreshToken) -> Response:
 @guards.required(guards.authenticate_to_log_out)
 def logout_user(query: LogoutScope) -> Response:
     """End this session of the caller, or all others, or all."""
-    sessions.log_out(g.user.id, g.user.session_id, query.scope)
+    sessions.log_out(g.user.id, g.user.session_id, query.scope, requests.origin())
     db.session.commit()
     return success(message="Successfully logged out.")
 
@@ -78,7 +78,7 @@ def change_password(body: PasswordChange) -> Response:
     """Give the caller a new password, and end their other sessions unless told otherwise."""
     accounts.change_password(
         g.user,
-        requests.device(),
+        requests.origin(),
         current=body.current_password,
         new=body.new_password,
         keep_sessions=body.keep_sessions,
@@ -103,6 +103,6 @@ def list_sessions() -> Response:
 @guards.required(guards.authenticate)
 def end_session(path: SessionPath) -> Response:
     """End one session of the caller."""
-    sessions.end(g.user.id, path.session_id)
+    sessions.end(g.user.id, path.session_id, requests.origin())
     db.session.commit()
     return success(message="Session ended.")

@@ -74,9 +74,14 @@ def admin_unless_open() -> None:
             raise PermissionDenied
 
 
+def admin_or_self() -> None:
+    """Let active admins in, and the user whose id is in the path."""
+    authenticate()
+    if not g.user.admin and (request.view_args or {})["user_id"] != str(g.user.id):
+        raise PermissionDenied
+
+
 def admin_or_self_unless_open() -> None:
-    """As `admin_unless_open`, and the user whose id is in the path."""
+    """Let anybody in while the users API is open, and as `admin_or_self` when it is not."""
     if not current_app.config["USERS_API_OPEN"]:
-        authenticate()
-        if not g.user.admin and (request.view_args or {})["user_id"] != str(g.user.id):
-            raise PermissionDenied
+        admin_or_self()

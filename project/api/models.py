@@ -6,10 +6,13 @@ from typing import Any
 
 from flask import current_app
 from sqlalchemy import (
+    JSON,
+    BigInteger,
     DateTime,
     Dialect,
     ForeignKey,
     Index,
+    Integer,
     String,
     TypeDecorator,
     UniqueConstraint,
@@ -27,6 +30,7 @@ from project.extensions import db
 MAX_STORED_USERNAME = 512
 MAX_STORED_USER_AGENT = 512
 MAX_STORED_IP = 64
+MAX_REQUEST_ID = 64
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -163,4 +167,32 @@ class Session(db.Model):  # type: ignore[name-defined,misc]  # the base is made 
     __table_args__ = (
         Index(None, "user_id", "expires_at"),
         Index(None, "expires_at"),
+    )
+
+
+class Event(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """Something that happened to an account; `project.audit` says what there is.
+
+    The ids in it are numbers and no foreign keys: it stays when what they name is gone.
+    """
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    kind: Mapped[str] = mapped_column(String(32))
+    user_id: Mapped[int | None]
+    # The user who did it, where that is another one.
+    actor_id: Mapped[int | None]
+    session_id: Mapped[str | None] = mapped_column(String(identifiers.SESSION_LENGTH))
+    ip: Mapped[str | None] = mapped_column(String(MAX_STORED_IP))
+    user_agent: Mapped[str] = mapped_column(String(MAX_STORED_USER_AGENT))
+    request_id: Mapped[str | None] = mapped_column(String(MAX_REQUEST_ID))
+    details: Mapped[dict[str, str | int]] = mapped_column(JSON)
+
+    __table_args__ = (
+        Index(None, "user_id", "created_at", "id"),
+        Index(None, "created_at", "id"),
     )

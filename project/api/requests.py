@@ -8,12 +8,14 @@ on.
 
 import contextlib
 import math
+import re
+import secrets
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,19 +25,26 @@ from flask import Flask, current_app
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
-from project import addresses, passwords, sessions
-from project.api.models import MAX_STORED_USER_AGENT
+from project import addresses, audit, passwords
+from project.api.models import MAX_REQUEST_ID, MAX_STORED_USER_AGENT
 from project.bulkhead import Bulkhead
 from project.errors import Busy, InvalidPayload
 
 BODY_PATIENCE = 0.1  # seconds to wait for a place to read a body
 _TCP_INFO_LAST_DATA_RECV = slice(52, 56)  # milliseconds; struct tcp_info in linux/tcp.h
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._=+/:-]{{1,{MAX_REQUEST_ID}}}")
 
 _reading_since: dict[int, float] = {}  # by thread: when it began to read a body
 
 
 class Request(flask.Request):
     """A request whose body is a JSON object sent as application/json, or nothing."""
+
+    @cached_property
+    def id(self) -> str:
+        """What this request is called: by X-Request-ID when that is sane, or by chance."""
+        given = self.headers.get("X-Request-ID", "")
+        return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
         """Return the object in the body; raises InvalidPayload for anything else.
@@ -123,10 +132,16 @@ def _hang_up_on_the_silent(port: int, silence: int) -> None:
                 line.shutdown(socket.SHUT_RDWR)
 
 
-def device() -> sessions.Device:
-    """Return where this request comes from: an address or none, and the start of a user agent."""
+def origin() -> audit.Origin:
+    """Return where this request comes from: what we know, and the start of what the client says."""
     user_agent = "".join(
         character if character.isprintable() else "?"
         for character in flask.request.user_agent.string[:MAX_STORED_USER_AGENT]
     )
-    return sessions.Device(addresses.parse(flask.request.remote_addr or ""), user_agent)
+    caller = flask.g.get("user")
+    return audit.Origin(
+        addresses.parse(flask.request.remote_addr or ""),
+        user_agent,
+        cast(Request, flask.request).id,
+        caller.id if caller else None,
+    )

@@ -129,26 +129,30 @@ class SessionPath(BaseModel):
 
 
 class Cursor(NamedTuple):
-    """The place in the list of users after which a page begins: the last user of the one before."""
+    """The place in a list after which a page begins: the last row of the one before."""
 
     created_at: datetime
-    user_id: int
+    row_id: int
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, max_id: int = identifiers.MAX_ID) -> Self:
         """Return the cursor that `str()` wrote; raises a validation error for all else."""
-        moment, _, user_id = text.partition("-")
+        moment, _, row_id = text.partition("-")
         try:
             if not re.fullmatch(r"[0-9]{1,17}", moment):
                 raise ValueError(moment)
             created_at = _EPOCH + timedelta(microseconds=int(moment))
-            return cls(created_at, identifiers.parse(user_id))
+            return cls(created_at, identifiers.parse(row_id, max_id))
         except (ValueError, OverflowError):
             raise _refuse("must be a cursor that a page gave") from None
 
     def __str__(self) -> str:
         """Return the moment in microseconds since 1970 and the id."""
-        return f"{(self.created_at - _EPOCH) // timedelta(microseconds=1)}-{self.user_id}"
+        return f"{(self.created_at - _EPOCH) // timedelta(microseconds=1)}-{self.row_id}"
+
+
+def _event_cursor(text: str) -> Cursor:
+    return Cursor.parse(text, identifiers.MAX_EVENT_ID)
 
 
 def _digits(value: Any) -> int:
@@ -172,10 +176,16 @@ def _query_schema(query: type[Query], *args: Any, **kwargs: Any) -> dict[str, An
 
 
 class Page(Query):
-    """Which users to list: at most `limit`, those that come after the cursor."""
+    """Which rows to list: at most `limit`, those that come after the cursor."""
 
     limit: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=500)] = 50
     after: Annotated[Cursor | None, BeforeValidator(Cursor.parse)] = None
+
+
+class EventsPage(Page):
+    """Which events to list; their ids are of 64 bits."""
+
+    after: Annotated[Cursor | None, BeforeValidator(_event_cursor)] = None
 
 
 class LogoutScope(Query):

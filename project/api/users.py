@@ -1,14 +1,17 @@
-"""/ping, and /users: list, add, look up."""
+"""/ping, and /users: list, add, look up, and what happened to them."""
 
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlencode
 
 from flask import Response, request
 from flask_openapi3 import APIBlueprint
+from sqlalchemy import Row
 
-from project import accounts
+from project import accounts, audit
 from project.api import guards, requests
 from project.api.responses import success
-from project.api.schemas import Cursor, NewUser, Page, UserPath
+from project.api.schemas import Cursor, EventsPage, NewUser, Page, UserPath
 from project.extensions import db
 
 users_blueprint = APIBlueprint("users", __name__)
@@ -24,21 +27,14 @@ def ping_pong() -> Response:
 @guards.required(guards.admin_unless_open)
 def list_users(query: Page) -> Response:
     """List the users, newest first, a page at a time."""
-    users = accounts.newest(query.limit + 1, query.after)
-    page, more = users[: query.limit], users[query.limit :]
-    following = str(Cursor(page[-1].created_at, page[-1].id)) if more else None
-    response = success(data={"users": [user._asdict() for user in page], "next": following})
-    if following:
-        target = f"{request.path}?{urlencode({'limit': query.limit, 'after': following})}"
-        response.headers["Link"] = f'<{target}>; rel="next"'
-    return response
+    return _page("users", accounts.newest(query.limit + 1, query.after), query.limit)
 
 
 @users_blueprint.post("/users")
 @guards.required(requests.take_turn, guards.admin_unless_open)
 def add_user(body: NewUser) -> Response:
     """Add a user, who can log in from then on."""
-    user = accounts.add(body.username, body.email, body.password)
+    user = accounts.add(body.username, body.email, body.password, requests.origin())
     db.session.commit()
     return success(201, message=f"{user.email} was added!")
 
@@ -48,3 +44,22 @@ def add_user(body: NewUser) -> Response:
 def get_single_user(path: UserPath) -> Response:
     """Look up a user by id."""
     return success(data=accounts.find(path.user_id)._asdict())
+
+
+@users_blueprint.get("/users/<user_id>/events")
+@guards.required(guards.admin_or_self)
+def list_events(path: UserPath, query: EventsPage) -> Response:
+    """List what happened to a user's account, newest first, a page at a time."""
+    accounts.find(path.user_id)
+    return _page("events", audit.of_user(path.user_id, query.limit + 1, query.after), query.limit)
+
+
+def _page(name: str, rows: Sequence[Row[Any]], limit: int) -> Response:
+    """Answer with at most `limit` rows, and where the next page begins if there are more."""
+    page, more = rows[:limit], rows[limit:]
+    following = str(Cursor(page[-1].created_at, page[-1].id)) if more else None
+    response = success(data={name: [row._asdict() for row in page], "next": following})
+    if following:
+        target = f"{request.path}?{urlencode({'limit': limit, 'after': following})}"
+        response.headers["Link"] = f'<{target}>; rel="next"'
+    return response

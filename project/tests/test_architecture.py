@@ -14,7 +14,7 @@ FLOORS = [
     {"database"},
     {"passwords"},
     {"api.models"},
-    {"ratelimit"},
+    {"audit", "ratelimit"},
     {"sessions"},
     {"accounts"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},

@@ -22,6 +22,7 @@ from werkzeug.test import TestResponse
 from project import accounts, db
 from project.api.models import User
 from project.tests.base import BaseTestCase, bearer
+from project.tests.utils import ORIGIN
 
 MINUTE, DAY = 60, 86_400  # seconds
 AUTH_LIFETIMES = st.sampled_from([15 * MINUTE, 30 * DAY, 40 * DAY])
@@ -309,7 +310,7 @@ class SessionMachine(RuleBasedStateMachine):
     def set_active(self, name: str, active: bool) -> None:
         """Somebody is deactivated, or activated."""
         account = self.model.accounts[name]
-        accounts.set_active(f"{name}@test.com", active)
+        accounts.set_active(f"{name}@test.com", active, ORIGIN)
         db.session.commit()
         account.active = active
         self.model.end(account)

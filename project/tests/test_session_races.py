@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 
 from project import accounts, db
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import stored_sessions
+from project.tests.utils import ORIGIN, stored_sessions
 
 ROUNDS = 8  # of each race, each with a user of its own
 AT_ONCE = 20
@@ -108,7 +108,7 @@ class TestSessionRaces(BaseTestCase):
     def deactivate(self) -> None:
         """Deactivate this round's user as the command line does, in a context of its own."""
         with self.app.app_context():
-            accounts.set_active(self.email, False)
+            accounts.set_active(self.email, False, ORIGIN)
             db.session.commit()
 
     def accepted(self, response: TestResponse, status: int = 200) -> Pair:
@@ -223,7 +223,7 @@ class TestSessionRaces(BaseTestCase):
 
             pairs = list(chain(*given))
             self.assert_refused(INACTIVE, *pairs)
-            accounts.set_active(self.email, True)
+            accounts.set_active(self.email, True, ORIGIN)
             db.session.commit()
             self.assert_refused(ENDED, *pairs)
             self.assert_live(self.accepted(self.log_in()))
@@ -253,11 +253,11 @@ class TestSessionRaces(BaseTestCase):
             successor = self.accepted(self.refresh(pair))
             self.move_clock(11)
 
-            with mock.patch("project.sessions.log") as log:
+            with mock.patch("project.audit.log") as log:
                 theft, pairs = at_once(
                     partial(self.refresh, pair), partial(self.refresh_until, ENDED, successor)
                 )
 
             self.assert_error(theft, *REUSED)
-            self.assertEqual(["refresh_reused"], [call.args[0] for call in log.method_calls])
+            self.assertEqual(["refresh_reused"], [call.args[0] for call in log.warning.mock_calls])
             self.assert_refused(ENDED, pair, *pairs)

@@ -12,7 +12,7 @@ from project import accounts, clock, db
 from project.api.models import Session, User
 from project.tests.base import BaseTestCase, bearer
 from project.tests.test_tokens import decode
-from project.tests.utils import add_user, stored_sessions
+from project.tests.utils import ORIGIN, add_user, stored_sessions
 
 INVALID = (401, "Invalid token. Please log in again.", "token_invalid")
 ENDED = (401, "Invalid token. Please log in again.", "session_ended")
@@ -71,7 +71,7 @@ class SessionsTestCase(BaseTestCase):
 
     def set_active(self, active: bool) -> None:
         """Deactivate the user, or activate them again."""
-        accounts.set_active("test@test.com", active)
+        accounts.set_active("test@test.com", active, ORIGIN)
         db.session.commit()
 
     def listed(self, token: str) -> list[dict[str, Any]]:

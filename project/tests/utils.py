@@ -4,8 +4,10 @@ from typing import Any
 
 from sqlalchemy import select
 
-from project import database, db, sessions
-from project.api.models import Session, User
+from project import audit, database, db, sessions
+from project.api.models import Event, Session, User
+
+ORIGIN = audit.Origin("192.0.2.1", "tests")
 
 
 def add_user(username: str, email: str, password: str, **columns: Any) -> User:
@@ -18,7 +20,7 @@ def add_user(username: str, email: str, password: str, **columns: Any) -> User:
 
 def start_session(user: User) -> sessions.Pair:
     """Return the tokens of a new session of a user, as a login would have given them."""
-    pair = sessions.start(user.id, user.password, sessions.Device("192.0.2.1", "tests"))
+    pair = sessions.start(user.id, user.password, ORIGIN, audit.Kind.LOGGED_IN)
     db.session.commit()
     return pair
 
@@ -33,4 +35,10 @@ def stored_sessions() -> list[dict[str, Any]]:
 def stored_users() -> list[dict[str, Any]]:
     """Return every column of every user that was committed, in the order of the ids."""
     table = User.__table__
+    return [row._asdict() for row in database.fetch_all(select(table).order_by(table.c.id))]
+
+
+def stored_events() -> list[dict[str, Any]]:
+    """Return every column of every event that was committed, in the order of the ids."""
+    table = Event.__table__
     return [row._asdict() for row in database.fetch_all(select(table).order_by(table.c.id))]
