@@ -187,10 +187,10 @@ class TestCommand(BaseTestCase):
         half = (clock.utcnow() - timedelta(minutes=30)).isoformat()
 
         self.assertEqual(["login_refused"], self.kinds("--user", "Ada@test.com"))
-        for since in (half, half.removesuffix("+00:00"), "30m"):
+        for since in (half.removesuffix("+00:00"), "30m"):
             with self.subTest(since):
                 self.assertEqual(["logged_in"], self.kinds("--since", since))
-        for since in ("2h", "1d", "2000-01-01", "2000-01-01T00:00:00Z"):
+        for since in ("2h", "2000-01-01T00:00:00Z"):
             with self.subTest(since):
                 self.assertEqual(["login_refused", "logged_in"], self.kinds("--since", since))
 
