@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import unittest
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -100,8 +101,9 @@ class TestTwoServers(unittest.TestCase):
         """Start both with the same key, and register a user."""
         cls.key = secrets.token_hex(32)
         cls.url = cls.enterClassContext(scratch.database())
-        cls.one = cls.enterClassContext(Service(cls.url, SECRET_KEY=cls.key))
-        cls.other = cls.enterClassContext(Service(cls.url, SECRET_KEY=cls.key))
+        settings = {"SECRET_KEY": cls.key, "LOGIN_FAILURES_PER_ADDRESS": "1000"}
+        cls.one = cls.enterClassContext(Service(cls.url, **settings))
+        cls.other = cls.enterClassContext(Service(cls.url, **settings))
         cls.one.register("user")
 
     def log_in(self) -> dict[str, Any]:
@@ -177,6 +179,24 @@ class TestTwoServers(unittest.TestCase):
             self.assert_ended(tokens, "account_inactive")
             self.manage("activate", "user@test.com")
             self.assert_ended(tokens)
+
+    def test_guesses_at_once(self) -> None:
+        """Of 200 guesses at once on both servers no more than the limit are looked at."""
+        self.one.register("guessed")
+
+        def guess(number: int) -> int:
+            server = (self.one, self.other)[number % 2]
+            credentials = {"email": "guessed@test.com", "password": f"guess {number}"}
+            while (status := server.request("POST", "/auth/login", credentials)[0]) == 503:
+                time.sleep(0.1)  # too many at once: not looked at, and not counted
+            return status
+
+        with ThreadPoolExecutor(50) as threads:
+            statuses = Counter(threads.map(guess, range(200)))
+
+        self.assertEqual({404: 10, 429: 190}, statuses)
+        for server in (self.one, self.other):
+            self.assertEqual(429, server.login("guessed")[0])
 
     def test_refreshed_on_one_is_refreshed_on_the_other(self) -> None:
         """The same refresh token gets the same successor from both."""
