@@ -1,4 +1,4 @@
-"""Show whether the number of sessions makes a difference: python -m bench.growth --help.
+"""Show whether the number of users and sessions makes a difference: python -m bench.growth --help.
 
 Databases of several sizes are made, migrated and filled. The application is asked for what a
 request asks, and its statements, as they went to PostgreSQL, are timed in turn and explained.
@@ -79,6 +79,8 @@ SMALL = Size(1_000, 1_000, 1)
 # PostgreSQL plans a prepared statement once for all users, by how many sessions they have on the
 # average: ten here, one there.
 LARGE, SPARSE = Size(100_000, 1_000_000, 1_000), Size(100_000, 101_000, 1_000)
+MILLION = Size(1_000_000, 1_000_000, 1)
+PAGE = 50  # users
 
 
 class Sent(NamedTuple):
@@ -126,6 +128,17 @@ class Filled:
                 event.remove(engine, "after_cursor_execute", hear)
             db.session.rollback()
         return heard
+
+    def some_ids(self) -> range:
+        """Return the ids of SAMPLE users from all over the table."""
+        return range(1, self.size.users + 1, max(1, self.size.users // SAMPLE))
+
+    def pages(self, ids: range) -> list[Sent]:
+        """Return what a page of the list of users asks that goes on behind each of these users."""
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT created_at, id FROM users WHERE id = ANY(%s)", (list(ids),))
+            cursors = cursor.fetchall()
+        return [one for after in cursors for one in self.sent(accounts.newest, PAGE + 1, after)]
 
     def guards(self, first: int, last: int) -> list[Sent]:
         """Return what the guard asks, for live sessions of these users: at most SAMPLE of them."""
@@ -198,6 +211,29 @@ def times(small: Filled, *others: Filled) -> Iterator[str]:
         yield f"| {name} | {statistics.median(medians) * 1e6:.0f} | {spread(ratios)} |"
 
 
+def users(databases: Sequence[Filled]) -> Iterator[str]:
+    """Yield what one asks about users, and what it takes with few and with many of them."""
+    questions: dict[str, Callable[[Filled], list[Sent]]] = {
+        "who is calling": lambda one: one.guards(1, one.size.users),
+        "the user of an email": lambda one: [
+            statement
+            for number in one.some_ids()
+            for statement in one.sent(accounts.find_by_email, f"user-{number}@example.com")
+        ],
+        "the first page": lambda one: one.sent(accounts.newest, PAGE + 1),
+        "a page in between": lambda one: one.pages(one.some_ids()[1:]),
+    }
+    yield f"| median µs | {' | '.join(f'{one.size.users:,} users' for one in databases)} |"
+    yield f"|---|{'---|' * len(databases)}"
+    for question, ask in questions.items():
+        blocks = time_in_turn([ask(one) for one in databases])
+        cells = []
+        for medians in blocks:
+            ratios = [median / first for median, first in zip(medians, blocks[0], strict=True)]
+            cells.append(f"{statistics.median(medians) * 1e6:.0f}, {spread(ratios)}")
+        yield f"| {question} | {' | '.join(cells)} |"
+
+
 def plans(large: Filled, sparse: Filled) -> Iterator[str]:
     """Yield the plans of the statements that have to do with sessions, in Markdown."""
     asked = {}
@@ -223,9 +259,10 @@ def report(server_url: URL) -> str:
         filled(server_url, SMALL) as small,
         filled(server_url, LARGE) as large,
         filled(server_url, SPARSE) as sparse,
+        filled(server_url, MILLION) as million,
     ):
         say("timing")
-        table = list(times(small, large, sparse))
+        table = [*times(small, large, sparse), "", *users([small, large, million])]
         say("explaining")
         return "\n".join([heading, "", *table, *plans(large, sparse), ""])
 

@@ -9,6 +9,8 @@ from project.extensions import db
 
 # Migrations that start together take turns: any number will do, as long as it is always this one.
 ADVISORY_LOCK = 7_201_712
+# Whoever waits for a lock on a table stops everybody behind it: rather give up, and be run again.
+LOCK_TIMEOUT = "2s"
 
 
 def run_offline() -> None:
@@ -37,6 +39,7 @@ def run_online() -> None:
                     connection.execute(
                         text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK}
                     )
+                    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
                 options = current_app.extensions["migrate"].configure_args
                 context.configure(
                     connection=connection,

@@ -9,7 +9,8 @@ from unittest import mock
 import flask_migrate
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import OperationalError
 
 from project import create_app, db
 from project.tests import scratch
@@ -51,6 +52,21 @@ class TestMigrations(unittest.TestCase):
         flask_migrate.upgrade()
         self.assertEqual(tables, set(inspect(db.engine).get_table_names()))
         self.assertEqual({"alembic_version", *db.metadata.tables}, tables)
+
+    def test_locks_are_not_awaited_for_long(self) -> None:
+        """A migration that does not get a table gives up, and leaves everything as it was."""
+        if db.engine.dialect.name != "postgresql":
+            self.skipTest("SQLite has one lock, which is awaited as ever")
+        flask_migrate.upgrade(revision="0001")
+
+        with db.engine.begin() as busy:
+            busy.execute(text("LOCK TABLE users IN ROW EXCLUSIVE MODE"))
+            with self.assertRaisesRegex(OperationalError, "lock timeout"):
+                flask_migrate.upgrade()
+
+        self.assertEqual({"alembic_version", "users"}, set(inspect(db.engine).get_table_names()))
+        flask_migrate.upgrade()
+        self.assertIn("sessions", inspect(db.engine).get_table_names())
 
     def test_rows_survive(self) -> None:
         """Users are what they were after every step up and down; sessions go with their table."""
