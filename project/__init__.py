@@ -11,7 +11,7 @@ from flask_openapi3 import Info, OpenAPI
 from werkzeug.routing import MapAdapter
 
 from project import bulkhead, database, logs, passwords, proxies, ratelimit
-from project.api import browsers, error_handlers, guards, requests
+from project.api import browsers, document, error_handlers, guards, requests
 from project.api.auth import auth_blueprint
 from project.api.responses import OrjsonProvider, Response
 from project.api.users import users_blueprint
@@ -66,7 +66,8 @@ def create_app(settings: str | None = None) -> UsersService:
     config = _config_class(settings or os.environ.get("APP_SETTINGS") or DEFAULT_SETTINGS)
     app = UsersService(
         __name__,
-        info=Info(title="Users service", version="1.0.0"),
+        info=Info(title=document.TITLE, version=document.VERSION),
+        static_folder=None,
         doc_ui=False,
         validation_error_callback=error_handlers.refuse_invalid,
     )
@@ -86,6 +87,7 @@ def create_app(settings: str | None = None) -> UsersService:
     app.before_request(guards.speak_first)
     app.register_api(users_blueprint)
     app.register_api(auth_blueprint)
+    document.init_app(app)
     return app
 
 

@@ -181,6 +181,7 @@ class BaseConfig(BaseModel):
     CORS_ORIGINS: Annotated[Origins, AfterValidator(_named)] = Field(
         frozenset(), description="origins whose pages may read the answers, comma-separated"
     )
+    API_DOCS: bool = Field(False, description="whether /docs shows the document of the API")
     USERS_API_OPEN: bool = Field(False, description="whether /users answers without a token")
     RATE_LIMITS: bool = Field(True, description="whether attempts are counted and limited")
     LOGIN_FAILURES_PER_ACCOUNT: int = Field(
@@ -263,6 +264,7 @@ class DevelopmentConfig(BaseConfig):
     BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
     PASSWORD_MIN_LENGTH: int = Field(1, ge=1, le=64)
     CORS_ORIGINS: Origins = frozenset()
+    API_DOCS: bool = True
     USERS_API_OPEN: bool = True
     # Mild: what one developer's programs do is no attack.
     LOGIN_FAILURES_PER_ACCOUNT: int = Field(100, ge=1, le=10_000)
@@ -285,6 +287,7 @@ class TestingConfig(BaseConfig):
     BCRYPT_LOG_ROUNDS: int = Field(4, ge=4, le=31)
     PASSWORD_MIN_LENGTH: int = Field(1, ge=1, le=64)
     CORS_ORIGINS: Origins = frozenset()
+    API_DOCS: bool = True
     USERS_API_OPEN: bool = True
     RATE_LIMITS: bool = False
 

@@ -4,7 +4,7 @@ from flask import Response, g
 from flask_openapi3 import APIBlueprint
 
 from project import accounts, sessions
-from project.api import guards, requests
+from project.api import answers, guards, requests
 from project.api.responses import success
 from project.api.schemas import (
     Credentials,
@@ -14,13 +14,29 @@ from project.api.schemas import (
     RefreshToken,
     SessionPath,
 )
+from project.errors import (
+    AccountInactive,
+    InvalidCredentials,
+    RefreshReused,
+    SessionEnded,
+    SessionNotFound,
+    TokenExpired,
+    TokenInvalid,
+    TokenOfInactive,
+    TooManyAttempts,
+    UserExists,
+    WrongPassword,
+)
 from project.extensions import db
+
+REFUSED_REFRESHES = TokenInvalid, TokenExpired, TokenOfInactive, SessionEnded, RefreshReused
 
 auth_blueprint = APIBlueprint("auth", __name__, url_prefix="/auth")
 
 
 @auth_blueprint.post("/register")
 @guards.required(requests.take_turn)
+@answers.has(201, answers.Tokens, UserExists, TooManyAttempts)
 def register_user(body: NewUser) -> Response:
     """Register a user, and log them in."""
     pair = accounts.register(body.username, body.email, body.password, requests.origin())
@@ -30,6 +46,7 @@ def register_user(body: NewUser) -> Response:
 
 @auth_blueprint.post("/login")
 @guards.required(requests.take_turn)
+@answers.has(200, answers.Tokens, InvalidCredentials, AccountInactive, TooManyAttempts)
 def login_user(body: Credentials) -> Response:
     """Exchange an email and a password for the tokens of a new session."""
     pair = accounts.log_in(body.email, body.password, requests.origin())
@@ -39,6 +56,7 @@ def login_user(body: Credentials) -> Response:
 
 @auth_blueprint.post("/refresh")
 @guards.required(requests.take_place)
+@answers.has(200, answers.Tokens, *REFUSED_REFRESHES, TooManyAttempts)
 def refresh_tokens(body: RefreshToken) -> Response:
     """Exchange a refresh token for the next pair of tokens of its session."""
     pair = sessions.refresh(body.refresh_token, requests.origin())
@@ -49,6 +67,7 @@ def refresh_tokens(body: RefreshToken) -> Response:
 @auth_blueprint.get("/logout")
 @auth_blueprint.post("/logout")
 @guards.required(guards.authenticate_to_log_out)
+@answers.has(200, answers.Done)
 def logout_user(query: LogoutScope) -> Response:
     """End this session of the caller, or all others, or all."""
     sessions.log_out(g.user.id, g.user.session_id, query.scope, requests.origin())
@@ -58,6 +77,7 @@ def logout_user(query: LogoutScope) -> Response:
 
 @auth_blueprint.get("/status")
 @guards.required(guards.authenticate)
+@answers.has(200, answers.TheCaller)
 def get_user_status() -> Response:
     """Say who is calling."""
     user = g.user
@@ -74,6 +94,7 @@ def get_user_status() -> Response:
 
 @auth_blueprint.post("/password")
 @guards.required(requests.take_turn, guards.authenticate)
+@answers.has(200, answers.Done, WrongPassword, TooManyAttempts)
 def change_password(body: PasswordChange) -> Response:
     """Give the caller a new password, and end their other sessions unless told otherwise."""
     accounts.change_password(
@@ -89,6 +110,7 @@ def change_password(body: PasswordChange) -> Response:
 
 @auth_blueprint.get("/sessions")
 @guards.required(guards.authenticate)
+@answers.has(200, answers.Sessions)
 def list_sessions() -> Response:
     """List the live sessions of the caller, newest first."""
     current = g.user.session_id
@@ -101,6 +123,7 @@ def list_sessions() -> Response:
 
 @auth_blueprint.delete("/sessions/<session_id>")
 @guards.required(guards.authenticate)
+@answers.has(200, answers.Done, SessionNotFound)
 def end_session(path: SessionPath) -> Response:
     """End one session of the caller."""
     sessions.end(g.user.id, path.session_id, requests.origin())

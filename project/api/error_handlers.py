@@ -44,14 +44,19 @@ def refuse_invalid(error: ValidationError) -> flask.Response:
 
 def answer(error: errors.ServiceError) -> flask.Response:
     """Answer a refusal of the service's own."""
-    in_view = request.blueprint == "users" and isinstance(error, _VIEW_FAILURES)
-    response = failure(error, "fail" if in_view else "error")
+    response = failure(error, word(type(error), request.blueprint))
     if error.status == 401:
         # RFC 6750, 3.1: a request without credentials is told no error code.
         response.headers["WWW-Authenticate"] = (
             'Bearer error="invalid_token"' if isinstance(error, _REFUSED_TOKENS) else "Bearer"
         )
     return response
+
+
+def word(refusal: type[errors.ServiceError], blueprint: str | None) -> str:
+    """Return what `status` says in the answer to a refusal."""
+    in_view = blueprint == "users" and issubclass(refusal, _VIEW_FAILURES)
+    return "fail" if in_view else "error"
 
 
 def answer_http(error: HTTPException) -> flask.Response:

@@ -10,17 +10,24 @@ from typing import Any, TypeVar
 from flask import current_app, g, request
 
 from project import sessions
+from project.api import answers
 from project.errors import (
     LogoutTokenMissing,
     PermissionDenied,
+    SessionEnded,
+    TokenExpired,
     TokenInvalid,
     TokenMissing,
+    TokenOfInactive,
 )
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 # RFC 6750, 2.1: one scheme, in any case, one space, one token.
 _BEARER = re.compile(r"bearer ([A-Za-z0-9._~+/-]+=*)", re.ASCII | re.IGNORECASE)
+
+
+_REFUSED = (TokenInvalid, TokenExpired, TokenOfInactive, SessionEnded)
 
 
 def required(*guards: Callable[[], None]) -> Callable[[View], View]:
@@ -44,6 +51,7 @@ def speak_first() -> None:
             guard()
 
 
+@answers.raises(TokenMissing, *_REFUSED)
 def authenticate() -> None:
     """Put the user who is calling on `g.user`, with the `session_id` they call in, in one query.
 
@@ -59,6 +67,7 @@ def authenticate() -> None:
     g.user = sessions.identify(bearer[1])
 
 
+@answers.raises(LogoutTokenMissing, *_REFUSED)
 def authenticate_to_log_out() -> None:
     """As `authenticate`, with the 403 that logout has for a missing header."""
     if "Authorization" not in request.headers:
@@ -66,6 +75,7 @@ def authenticate_to_log_out() -> None:
     authenticate()
 
 
+@answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
 def admin_unless_open() -> None:
     """Let anybody in while the users API is open, and only active admins when it is not."""
     if not current_app.config["USERS_API_OPEN"]:
@@ -74,6 +84,7 @@ def admin_unless_open() -> None:
             raise PermissionDenied
 
 
+@answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
 def admin_or_self() -> None:
     """Let active admins in, and the user whose id is in the path."""
     authenticate()
@@ -81,6 +92,7 @@ def admin_or_self() -> None:
         raise PermissionDenied
 
 
+@answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
 def admin_or_self_unless_open() -> None:
     """Let anybody in while the users API is open, and as `admin_or_self` when it is not."""
     if not current_app.config["USERS_API_OPEN"]:

@@ -26,6 +26,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
 from project import addresses, audit, passwords
+from project.api import answers
 from project.api.models import MAX_REQUEST_ID, MAX_STORED_USER_AGENT
 from project.bulkhead import Bulkhead
 from project.errors import Busy, InvalidPayload
@@ -87,6 +88,7 @@ def _body_bulkhead() -> Bulkhead:
     return cast(Bulkhead, current_app.extensions["body_bulkhead"])
 
 
+@answers.raises(Busy)
 def take_turn() -> None:
     """Take a place at the gate in front of bcrypt (`passwords.take_turn`) before the body is read.
 
@@ -96,6 +98,7 @@ def take_turn() -> None:
     _enter(passwords.take_turn)
 
 
+@answers.raises(Busy)
 def take_place() -> None:
     """As `take_turn`, for a view that hashes nothing: the place is for the reading alone.
 

@@ -9,7 +9,15 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from project import identifiers, passwords
@@ -61,10 +69,24 @@ def _new_password(text: str) -> str:
     return text
 
 
-Username = Annotated[str, AfterValidator(_username)]
-Email = Annotated[str, AfterValidator(_email)]
-Password = Annotated[str, AfterValidator(_password)]
-NewPassword = Annotated[Password, AfterValidator(_new_password)]
+Username = Annotated[
+    str,
+    AfterValidator(_username),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_STORED_USERNAME}),
+]
+Email = Annotated[
+    str,
+    AfterValidator(_email),
+    WithJsonSchema({"type": "string", "format": "email", "maxLength": MAX_NAME_LENGTH}),
+]
+Password = Annotated[
+    str, AfterValidator(_password), WithJsonSchema({"type": "string", "minLength": 1})
+]
+NewPassword = Annotated[
+    Password,
+    AfterValidator(_new_password),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": passwords.MAX_BYTES}),
+]
 
 
 class Body(BaseModel):
@@ -112,7 +134,11 @@ def _user_id(text: str) -> int:
 class UserPath(BaseModel):
     """The id in /users/<id>; a word that is none is a user who does not exist."""
 
-    user_id: Annotated[int, BeforeValidator(_user_id)]
+    user_id: Annotated[
+        int,
+        BeforeValidator(_user_id),
+        WithJsonSchema({"type": "integer", "minimum": 1, "maximum": identifiers.MAX_ID}),
+    ]
 
 
 def _session_id(text: str) -> str:
@@ -125,7 +151,11 @@ def _session_id(text: str) -> str:
 class SessionPath(BaseModel):
     """The id in /auth/sessions/<id>; a word that is none is a session that does not exist."""
 
-    session_id: Annotated[str, BeforeValidator(_session_id)]
+    session_id: Annotated[
+        str,
+        BeforeValidator(_session_id),
+        WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"}),
+    ]
 
 
 class Cursor(NamedTuple):
@@ -175,17 +205,20 @@ def _query_schema(query: type[Query], *args: Any, **kwargs: Any) -> dict[str, An
     return super(Query, query).model_json_schema(*args, **kwargs)
 
 
+_CURSOR = WithJsonSchema({"type": "string", "description": "`next` of the page before"})
+
+
 class Page(Query):
     """Which rows to list: at most `limit`, those that come after the cursor."""
 
     limit: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=500)] = 50
-    after: Annotated[Cursor | None, BeforeValidator(Cursor.parse)] = None
+    after: Annotated[Cursor | None, BeforeValidator(Cursor.parse), _CURSOR] = None
 
 
 class EventsPage(Page):
     """Which events to list; their ids are of 64 bits."""
 
-    after: Annotated[Cursor | None, BeforeValidator(_event_cursor)] = None
+    after: Annotated[Cursor | None, BeforeValidator(_event_cursor), _CURSOR] = None
 
 
 class LogoutScope(Query):

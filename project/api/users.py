@@ -9,15 +9,17 @@ from flask_openapi3 import APIBlueprint
 from sqlalchemy import Row
 
 from project import accounts, audit
-from project.api import guards, requests
+from project.api import answers, guards, requests
 from project.api.responses import success
 from project.api.schemas import Cursor, EventsPage, NewUser, Page, UserPath
+from project.errors import EmailExists, UserNotFound
 from project.extensions import db
 
 users_blueprint = APIBlueprint("users", __name__)
 
 
 @users_blueprint.get("/ping")
+@answers.has(200, answers.Pong)
 def ping_pong() -> Response:
     """Say that the process answers; nothing else is asked."""
     return success(message="pong!")
@@ -25,6 +27,7 @@ def ping_pong() -> Response:
 
 @users_blueprint.get("/users")
 @guards.required(guards.admin_unless_open)
+@answers.has(200, answers.Users)
 def list_users(query: Page) -> Response:
     """List the users, newest first, a page at a time."""
     return _page("users", accounts.newest(query.limit + 1, query.after), query.limit)
@@ -32,6 +35,7 @@ def list_users(query: Page) -> Response:
 
 @users_blueprint.post("/users")
 @guards.required(requests.take_turn, guards.admin_unless_open)
+@answers.has(201, answers.Done, EmailExists)
 def add_user(body: NewUser) -> Response:
     """Add a user, who can log in from then on."""
     user = accounts.add(body.username, body.email, body.password, requests.origin())
@@ -41,6 +45,7 @@ def add_user(body: NewUser) -> Response:
 
 @users_blueprint.get("/users/<user_id>")
 @guards.required(guards.admin_or_self_unless_open)
+@answers.has(200, answers.OneUser, UserNotFound)
 def get_single_user(path: UserPath) -> Response:
     """Look up a user by id."""
     return success(data=accounts.find(path.user_id)._asdict())
@@ -48,6 +53,7 @@ def get_single_user(path: UserPath) -> Response:
 
 @users_blueprint.get("/users/<user_id>/events")
 @guards.required(guards.admin_or_self)
+@answers.has(200, answers.Events, UserNotFound)
 def list_events(path: UserPath, query: EventsPage) -> Response:
     """List what happened to a user's account, newest first, a page at a time."""
     accounts.find(path.user_id)

@@ -13,21 +13,26 @@ from werkzeug.test import TestResponse
 
 from project import UsersService, clock, create_app, db
 from project.api.models import Event, KnownAddress, Throttle, User
-
-TESTING = "project.config.TestingConfig"
+from project.tests.conformance import TESTING, conformance
 
 
 class Client(FlaskClient):
     """A client each of whose requests has a context, and so a database session, of its own.
 
     That is how a server runs them; Flask's own client shares the context that a test has pushed.
+    Every answer has to be one that the document of the API has.
     """
 
     def open(self, *args: Any, **kwargs: Any) -> TestResponse:
-        """Return the answer to a request."""
+        """Return the answer to a request; raises AssertionError when it is not documented."""
         if self.preserve_context:
             return super().open(*args, **kwargs)
-        return contextvars.Context().run(super().open, *args, **kwargs)
+        response = contextvars.Context().run(super().open, *args, **kwargs)
+        request = response.request
+        complaint = conformance().complaint(request.method, request.path, response)
+        if complaint:
+            raise AssertionError(complaint)
+        return response
 
 
 class BaseTestCase(unittest.TestCase):

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from project import create_app, db
 from project.tests import scratch
-from project.tests.base import TESTING
+from project.tests.conformance import TESTING
 
 
 class TestMigrations(unittest.TestCase):

@@ -9,7 +9,8 @@ from werkzeug.test import TestResponse
 
 from project import create_app, database, db, passwords, ratelimit
 from project.api.models import KnownAddress, Throttle
-from project.tests.base import TESTING, BaseTestCase, bearer
+from project.tests.base import BaseTestCase, bearer
+from project.tests.conformance import TESTING
 from project.tests.utils import add_user
 
 HOME, AWAY, ELSEWHERE = "192.0.2.1", "198.51.100.2", "203.0.113.3"
