@@ -5,6 +5,7 @@ At /docs/openapi.json, with Swagger UI's page at /docs; both only where API_DOCS
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from http import HTTPStatus
@@ -103,10 +104,14 @@ def describe(app: Flask) -> dict[str, Any]:
     )
     components: dict[str, Any] = dict(sorted(definitions.get("$defs", {}).items()))
     paths: dict[str, Any] = {}
+    methods = Counter(rule.endpoint for rule, _ in routes)
     for rule, view in routes:
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            operation = _operation(rule, view, method, components)
+            name = view.__name__
+            if methods[rule.endpoint] > 1:
+                name += f"_{method.lower()}"
+            operation = _operation(name, rule.endpoint.partition(".")[0], view, components)
             paths.setdefault(path, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
@@ -147,14 +152,13 @@ def _parameters(view: Any) -> dict[str, type[BaseModel]]:
     return {name: one.annotation for name, one in inspect.signature(view).parameters.items()}
 
 
-def _operation(rule: Rule, view: Any, method: str, components: dict[str, Any]) -> dict[str, Any]:
-    blueprint, _, name = rule.endpoint.partition(".")
+def _operation(name: str, blueprint: str, view: Any, components: dict[str, Any]) -> dict[str, Any]:
     summary, _, description = (inspect.getdoc(view) or "").partition("\n")
     takes = _parameters(view)
     guards = getattr(view, "guards", ())
     refusals = _refusals(view, guards, takes)
     operation: dict[str, Any] = {
-        "operationId": f"{method.lower()}_{name}",
+        "operationId": name,
         "tags": [blueprint],
         "summary": summary,
         "description": description.strip(),
@@ -163,7 +167,7 @@ def _operation(rule: Rule, view: Any, method: str, components: dict[str, Any]) -
             *_fields(takes.get("query"), "query"),
         ],
         "responses": {
-            str(view.answers.status): _success(view, f"{method.lower()}_{name}"),
+            str(view.answers.status): _success(view, name),
             **_failures(refusals, blueprint, components),
         },
     }
@@ -173,7 +177,7 @@ def _operation(rule: Rule, view: Any, method: str, components: dict[str, Any]) -
         operation["security"] = [{"bearer": []}, *([{}] if is_open else [])]
     if body := takes.get("body"):
         content: dict[str, Any] = {"schema": _reference(body.__name__)}
-        if example := _examples().get(operation["operationId"], {}).get("request"):
+        if example := _examples().get(name, {}).get("request"):
             content["example"] = example
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     return {key: value for key, value in operation.items() if value}

@@ -23,7 +23,7 @@ _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
 
 
 class Response(flask.Response):
-    """JSON that nobody stores and no browser takes for something else."""
+    """JSON, unless told, that nobody stores and no browser takes for something else."""
 
     default_mimetype = "application/json"
 
@@ -35,10 +35,11 @@ class Response(flask.Response):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Make an answer as Flask does, with the headers that every answer has."""
+        """Make an answer as Flask does, with the headers that every answer has unless told."""
         super().__init__(response, status, headers or _HEADERS, *args, **kwargs)
         if headers:
-            self.headers.update(_HEADERS)
+            for name, value in _HEADERS:
+                self.headers.setdefault(name, value)
 
 
 class OrjsonProvider(JSONProvider):
