@@ -56,6 +56,10 @@ class UsersService(OpenAPI):
         """Return `func` itself: nothing here is async, and asking costs every request."""
         return func
 
+    def log_exception(self, exc_info: tuple[Any, ...]) -> None:
+        """Log what was raised outside of any view as all else: Flask writes path and text raw."""
+        error_handlers.log_unforeseen(exc_info[1])
+
 
 def create_app(settings: str | None = None) -> UsersService:
     """Return the service, configured by the class that `settings` names.
@@ -68,6 +72,7 @@ def create_app(settings: str | None = None) -> UsersService:
         __name__,
         info=Info(title="Users service", version="1.0.0"),
         doc_ui=False,
+        static_folder=None,
         validation_error_callback=error_handlers.refuse_invalid,
     )
     app.config.from_object(config.from_environment())

@@ -1,6 +1,7 @@
 """What the log looks like: JSON for machines in production, one readable line elsewhere.
 
-Nothing secret is ever handed to a log call: no password, no hash, no token.
+Nothing secret is ever handed to a log call: no password, no hash, no token. What a client sent may
+be in a value, never in a key: both forms escape it, so that no line, key or color is forged.
 """
 
 import logging
@@ -15,7 +16,10 @@ def configure(*, readable: bool) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(),
+            # By itself the readable one lets escape sequences and directions through.
+            structlog.dev.ConsoleRenderer(repr_native_str=True)
+            if readable
+            else structlog.processors.JSONRenderer(),
         ],
         # One write a line: the server's processes share the output.
         logger_factory=structlog.WriteLoggerFactory(),
