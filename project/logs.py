@@ -4,7 +4,9 @@ Nothing secret is ever handed to a log call: no password, no hash, no token. Wha
 be in a value, never in a key: both forms escape it, so that no line, key or color is forged.
 """
 
+import json
 import logging
+from collections.abc import Mapping
 
 import structlog
 
@@ -27,3 +29,14 @@ def configure(*, readable: bool) -> None:
     )
     # SQLAlchemy's own complaints quote statements and rows; what matters of them is raised too.
     logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
+    logging.getLogger("granian.access").addFilter(_escape)
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    """Escape what the server's access log (which is off unless it is asked for) writes raw."""
+    if isinstance(record.args, Mapping):
+        record.args = {
+            name: json.dumps(value)[1:-1] if isinstance(value, str) else value
+            for name, value in record.args.items()
+        }
+    return True
