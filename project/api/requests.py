@@ -20,7 +20,9 @@ from typing import Any, cast
 import flask
 import orjson
 from flask import Flask, current_app
+from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.utils import cached_property
 from werkzeug.wsgi import get_input_stream
 
 from project import addresses, passwords, sessions
@@ -36,6 +38,14 @@ _reading_since: dict[int, float] = {}  # by thread: when it began to read a body
 
 class Request(flask.Request):
     """A request whose body is a JSON object sent as application/json, or nothing."""
+
+    @cached_property
+    def args(self) -> MultiDict[str, str]:
+        """Return the query; raises InvalidPayload where its bytes are not even text."""
+        try:
+            return super().args
+        except UnicodeDecodeError:
+            raise InvalidPayload(errors={"query": "must be UTF-8"}) from None
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
         """Return the object in the body; raises InvalidPayload for anything else.
