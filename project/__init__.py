@@ -56,6 +56,10 @@ class UsersService(OpenAPI):
         """Return `func` itself: nothing here is async, and asking costs every request."""
         return func
 
+    def log_exception(self, exc_info: tuple[Any, ...]) -> None:
+        """Log what was raised outside of any view as all else: Flask writes path and text raw."""
+        error_handlers.log_unforeseen(exc_info[1])
+
 
 def create_app(settings: str | None = None) -> UsersService:
     """Return the service, configured by the class that `settings` names.

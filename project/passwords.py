@@ -99,16 +99,41 @@ def hash(password: str) -> str:  # noqa: A001  # it is only ever read as passwor
 
 
 def verify(hashed: str | None, password: str) -> bool:
-    """Tell whether `password` has this hash; None, when there is no such user, takes as long."""
-    candidate = hashed or f"$2b${current_app.config['BCRYPT_LOG_ROUNDS']:02d}${_DUMMY}"
-    matches = _gate().run(bcrypt.check_password_hash, candidate, normalize(password))
+    """Tell whether `password` has this hash; None, when there is no such user, takes as long.
+
+    So does every hash of the configured cost or a lower one, whether the password is right or
+    wrong. One of a higher cost takes longer, which nobody can hide who is not to pay it for every
+    email that is made up: time tells whose hash is older than the day on which the cost was cut.
+    """
+    cost: int = current_app.config["BCRYPT_LOG_ROUNDS"]
+    return _gate().run(_check, hashed, normalize(password), cost)
+
+
+def _check(hashed: str | None, password: str, cost: int) -> bool:
+    """Do what `verify` does, and the work of one hash of `cost` in all.
+
+    bcrypt's work doubles with each step of the cost, so to bring a hash up to it takes one of each
+    cost between: 2^c + (2^c + 2^(c+1) + ... + 2^(cost-1)) = 2^cost.
+    """
+    candidate = hashed or _dummy(cost)
+    matches = bcrypt.check_password_hash(candidate, password)
+    for missing in range(_cost(candidate), cost):
+        bcrypt.check_password_hash(_dummy(missing), "")
     return bool(matches) and hashed is not None
 
 
 def needs_rehash(hashed: str) -> bool:
     """Tell whether `hashed` was made at a lower cost than the configured one."""
     rounds: int = current_app.config["BCRYPT_LOG_ROUNDS"]
-    return int(hashed.split("$")[2]) < rounds
+    return _cost(hashed) < rounds
+
+
+def _cost(hashed: str) -> int:
+    return int(hashed.split("$")[2])
+
+
+def _dummy(cost: int) -> str:
+    return f"$2b${cost:02d}${_DUMMY}"
 
 
 def normalize(password: str) -> str:

@@ -78,10 +78,12 @@ def answer_database(error: SQLAlchemyError) -> flask.Response:
 
 
 def answer_unforeseen(error: Exception) -> flask.Response:
-    """Answer an exception that nobody foresaw, and log where it came from.
+    """Answer an exception that nobody foresaw, and log it."""
+    log_unforeseen(error)
+    return answer(errors.InternalError())
 
-    The log has the stack and never the exception's text: that may quote a row or a password.
-    """
+
+def log_unforeseen(error: BaseException) -> None:
+    """Log where an exception came from, never its text: that may quote a row or a password."""
     stack = "".join(traceback.format_tb(error.__traceback__))
     log.error("unhandled_exception", error=type(error).__name__, path=request.path, stack=stack)
-    return answer(errors.InternalError())

@@ -15,14 +15,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import flask
 import orjson
 from flask import Flask, current_app
+from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.utils import cached_property
 from werkzeug.wsgi import get_input_stream
 
 from project import addresses, audit, passwords
@@ -43,9 +45,17 @@ class Request(flask.Request):
 
     @cached_property
     def id(self) -> str:
-        """What this request is called: by X-Request-ID when that is sane, or by chance."""
+        """Return what this request is called: by X-Request-ID if that is sane, or by chance."""
         given = self.headers.get("X-Request-ID", "")
         return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+    @cached_property
+    def args(self) -> MultiDict[str, str]:
+        """Return the query; raises InvalidPayload where its bytes are not even text."""
+        try:
+            return super().args
+        except UnicodeDecodeError:
+            raise InvalidPayload(errors={"query": "must be UTF-8"}) from None
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
         """Return the object in the body; raises InvalidPayload for anything else.

@@ -34,8 +34,8 @@ class Conformance:
         operations = self._operations(path)
         operation = operations.get(method.lower())
         if operation is None:
-            # 400: what is no HTTP, 403: what came in the clear.
-            expected = {405 if operations else 404, 400, 403}
+            # 400: what is no HTTP, 403: what came in the clear, 500: a mistake before any view.
+            expected = {405 if operations else 404, 400, 403, 500}
             if response.status_code not in expected:
                 return f"{method} {path} is no route, and the answer {response.status_code}"
             return None

@@ -1,6 +1,7 @@
 """Passwords: their hashes, and the gate in front of bcrypt."""
 
 import contextlib
+import itertools
 import os
 import threading
 import unicodedata
@@ -9,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
 
+import bcrypt as raw_bcrypt
 from sqlalchemy import event, select
 
 from project import bcrypt, database, db, passwords
 from project.api.models import User
 from project.database import READ
 from project.tests.base import BaseTestCase, bearer
+from project.tests.utils import add_user
 
 THREADS = 6  # of the server, so that three places are at the gate
 
@@ -51,22 +54,70 @@ class TestHashes(BaseTestCase):
         self.assertEqual(200, self.login().status_code)
         self.assertEqual(before, self.stored())
 
-    def test_unknown_email_costs_a_hash_too(self) -> None:
-        """An unknown email and a wrong password make the same work, at the same cost."""
+    @contextlib.contextmanager
+    def work(self) -> Iterator[list[int]]:
+        """Give a list to which each turn on a hashing thread adds its rounds of bcrypt."""
+        gate: passwords.Gate = self.app.extensions["password_gate"]
+        run = gate.run
+        turns: list[int] = []
+
+        def turn(*args: Any) -> Any:
+            turns.append(0)
+            return run(*args)
+
+        def hashpw(password: bytes, salt: bytes) -> bytes:
+            turns[-1] += 2 ** int(salt.split(b"$")[2])
+            return original(password, salt)
+
+        original = raw_bcrypt.hashpw
+        with mock.patch.object(gate, "run", turn), mock.patch("bcrypt.hashpw", hashpw):
+            yield turns
+
+    def test_who_exists_is_not_told_by_work(self) -> None:
+        """Whatever a login is refused for, one turn did the work of one hash of the set cost."""
+        inactive = {"username": "inactive", "email": "inactive@test.com", "password": "test"}
+        for cost in (4, 5, 7):
+            self.app.config["BCRYPT_LOG_ROUNDS"] = cost
+            add_user(f"cost-{cost}", f"{cost}@test.com", "test")
+        add_user(**inactive, active=False)
+        long = "x" * 2_000
+        refusals = {}
+        with self.work() as turns:
+            for email, password in (
+                ("nobody@test.com", "wrong"),
+                ("nobody@test.com", long),
+                *itertools.product(["7@test.com", "5@test.com", "4@test.com"], ["wrong", long]),
+                ("inactive@test.com", "wrong"),
+                ("inactive@test.com", long),
+            ):
+                refusals[email, password[:5]] = self.login(email, password).get_json()
+            genuine = self.login("inactive@test.com", "test")
+
+        self.assertEqual([2**7] * 11, turns)
+        for case, refusal in refusals.items():
+            with self.subTest(case):
+                self.assertEqual(refusals["nobody@test.com", "wrong"], refusal)
+        self.assertEqual("account_inactive", genuine.get_json()["code"])
+
+    def test_old_hash_takes_as_long_when_it_is_right(self) -> None:
+        """A right password is found so after the same work, be its hash an old one."""
         self.register()
-        checked = []
+        self.app.config["BCRYPT_LOG_ROUNDS"] = 6
+        with self.work() as turns:
+            self.assertEqual(200, self.login().status_code)
+            self.assertEqual(200, self.login().status_code)
 
-        def check(hashed: str, candidate: str) -> bool:
-            checked.append(hashed[:7])
-            return bool(original(hashed, candidate))
+        self.assertEqual([2**6] * 3, turns)  # checked, renewed; checked again
 
-        original = bcrypt.check_password_hash
-        with mock.patch.object(bcrypt, "check_password_hash", check):
-            unknown = self.login(email="nobody@test.com")
-            wrong = self.login(password="wrong")
+    def test_dearer_hash_takes_its_time(self) -> None:
+        """A hash of a higher cost than the configured one is checked as it is, and no more."""
+        self.app.config["BCRYPT_LOG_ROUNDS"] = 6
+        self.register()
+        self.app.config["BCRYPT_LOG_ROUNDS"] = 4
+        with self.work() as turns:
+            self.assertEqual(404, self.login(password="wrong").status_code)
 
-        self.assertEqual(["$2b$04$", "$2b$04$"], checked)
-        self.assertEqual(unknown.get_json(), wrong.get_json())
+        self.assertEqual([2**6], turns)
 
     def test_dummy_hash_lets_nobody_in(self) -> None:
         """Even a password that the dummy hash would match is refused."""

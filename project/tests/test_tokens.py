@@ -175,6 +175,49 @@ class TestTokens(BaseTestCase):
             sha512=self.forge(digest="sha512"),
         )
 
+    def test_zeros(self) -> None:
+        """A signature of zeros signs nothing, whoever would take it (CVE-2022-21449)."""
+        for alg, length in {
+            "ES256": 64,
+            "ES384": 96,
+            "ES512": 132,
+            "EdDSA": 64,
+            "HS256": 32,
+        }.items():
+            bare = f"{encode(HEADER | {'alg': alg})}.{encode(self.claims())}"
+            for zeros in (bytes(length), b"\x30\x06\x02\x01\x00\x02\x01\x00"):
+                with self.subTest(alg, zeros=zeros):
+                    self.assert_refused(
+                        f"{bare}.{base64.urlsafe_b64encode(zeros).decode().rstrip('=')}"
+                    )
+
+    def test_other_headers(self) -> None:
+        """A header says alg and typ as ours do, once, and nothing else, though we signed it."""
+        types: list[object] = ["jwt", "at+jwt", "refresh+jwt", "JWE", "", None, 1, ["JWT"]]
+        others: list[dict[str, Any]] = [{"typ": type_} for type_ in types]
+        others += [{"cty": "JWT"}, {"zip": "DEF"}, {"enc": "A128GCM"}, {"p2c": 10**9}, {"": ""}]
+        for other in [*others, {"b64": False}, {"epk": {}}, {"url": "https://a"}, {"ALG": "none"}]:
+            with self.subTest(header=other):
+                self.assert_refused(self.forge(header=HEADER | other))
+        self.assert_all_refused(
+            untyped=self.forge(header={"alg": "HS256"}),
+            twice=self.forge(header='{"alg":"HS256","typ":"JWT","alg":"none"}'),
+            typed_twice=self.forge(header='{"alg":"HS256","typ":"JWT","typ":"JWE"}'),
+        )
+
+    def test_other_serializations(self) -> None:
+        """A token is a JWS in its compact form: no JSON, no JWE, and no token in a token."""
+        token = self.forge()
+        header, payload, signature = token.split(".")
+        flat = {"protected": header, "payload": payload, "signature": signature}
+        self.assert_all_refused(
+            flat=json.dumps(flat, separators=(",", ":")),
+            general=json.dumps({"payload": payload, "signatures": [flat]}, separators=(",", ":")),
+            jwe=f"{header}..{payload}..{signature}",
+            nested=self.forge(token),
+            detached=f"{header}..{signature}",
+        )
+
     def test_critical_headers(self) -> None:
         """What a header calls critical is never passed over."""
         names: list[object] = [["unknown"], ["exp"], ["alg"], ["b64"], ["kid"], ["unknown", "exp"]]

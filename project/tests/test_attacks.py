@@ -1,0 +1,403 @@
+"""Attacks at random: however odd a request, no answer is a fault, or one that nobody documented.
+
+A hundred requests come to each route, the same each time. With ATTACKS=10000 it is so many, and
+others each time. What fails is shrunk and shown.
+"""
+
+import contextlib
+import contextvars
+import http.client
+import io
+import json
+import os
+import re
+import socket
+import tempfile
+import unittest
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jwt
+from hypothesis import HealthCheck, Phase, configuration, example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete
+from werkzeug.test import create_environ, run_wsgi_app
+
+from project import db, errors
+from project.api.models import User
+from project.tests import scratch
+from project.tests.base import BaseTestCase
+from project.tests.scratch import Service
+from project.tests.test_logs import TRICKS
+from project.tests.utils import add_user, start_session
+
+ATTACKS = int(os.environ.get("ATTACKS") or 0)
+# Whatever can be turned on is on, and no limit is ever reached.
+SETTINGS = {
+    "RATE_LIMITS": "true",
+    "LOGIN_FAILURES_PER_ACCOUNT": "10000",
+    "LOGIN_FAILURES_PER_ADDRESS": "1000000",
+    "REGISTRATIONS_PER_ADDRESS": "1000000",
+    "TRUSTED_PROXIES": "1",
+    "CORS_ORIGINS": "https://app.example",
+    "USERS_API_OPEN": "false",
+    "API_DOCS": "false",  # the one page that is no JSON
+}
+PASSWORD = "correct horse"
+# These stand for the tokens of a session that lives, its id, and its user's.
+AUTH, REFRESH, SESSION, USER = "<auth token>", "<refresh token>", "<session id>", "<user id>"
+
+
+def attacks(examples: int) -> settings:
+    """Return how Hypothesis makes so many attacks, or as many as ATTACKS says."""
+    return settings(
+        deadline=None,
+        database=None,
+        derandomize=not ATTACKS,
+        print_blob=True,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        max_examples=ATTACKS or examples,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+def catalogue(kind: type[errors.ServiceError] = errors.ServiceError) -> set[tuple[int, str, str]]:
+    """Return status, code and message of every refusal that is none of the service's own faults."""
+    entries = {(kind.status, kind.code, kind.message)} if kind.status < 500 else set()
+    return entries.union(*(catalogue(each) for each in kind.__subclasses__()))
+
+
+CATALOGUE = catalogue()
+
+
+class Attack(NamedTuple):
+    """A request, but for where it goes, as a WSGI server would hand it over.
+
+    Texts stand for bytes, one character for each, as PEP 3333 has it.
+    """
+
+    method: str | None  # None: the route's own
+    query: str
+    headers: dict[str, str]
+    body: bytes
+    length: str | None  # what is declared; None: the length of the body
+    terminated: bool  # whether the server knows where the body ends
+
+
+def as_bytes(text: str) -> str:
+    """Return the text that stands for the bytes of `text`."""
+    return text.encode("utf-8", "surrogatepass").decode("latin-1")
+
+
+def mostly(usual: st.SearchStrategy[Any], odd: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Give what is usual seven times out of eight, so that oddities come one at a time too."""
+    return st.sampled_from([usual] * 7 + [odd]).flatmap(lambda strategy: strategy)
+
+
+# Every byte, halves of a surrogate pair, and what is no letter, no digit, or not where it seems.
+ALPHABET = (
+    "".join(map(chr, range(256))) + "\u0301\u0665\u2028\u202e\u3000\ud800\udfff\ufeff\U0001f600"
+)
+TEXTS = st.text(ALPHABET, max_size=20) | st.sampled_from(
+    [*TRICKS, "", "0", "1", "-1", "1e400", "9" * 5_000, "a\u0301" * 3_000, "../.."]
+)
+RAW = TEXTS.map(as_bytes) | st.text(ALPHABET[:256], max_size=20)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.integers(0, 10**9).map("user{}".format)
+PASSWORDS = mostly(st.just(PASSWORD), st.just("wrong"))
+# What one route or another takes; keys that a route does not ask for are nothing to it.
+FIELDS = {
+    "username": NAMES,
+    "email": st.just("admin@test.com") | NAMES.map("{}@test.com".format),
+    "password": PASSWORDS,
+    "refresh_token": mostly(st.just(REFRESH), st.just(AUTH)),
+    "current_password": PASSWORDS,
+    "new_password": PASSWORDS,
+    "keep_sessions": st.booleans(),
+}
+CHANGES = st.dictionaries(st.sampled_from(sorted(FIELDS)), VALUES, max_size=1)
+OBJECTS = st.builds(
+    lambda fields, changes: fields | changes, st.fixed_dictionaries(FIELDS), CHANGES
+)
+TEXT_BODIES = st.builds(
+    lambda value, ascii_only, encoding, end: json.dumps(value, ensure_ascii=ascii_only).encode(
+        encoding, "surrogatepass"
+    )[:end],
+    mostly(OBJECTS, VALUES),
+    st.booleans(),
+    mostly(st.just("utf-8"), st.just("utf-16")),
+    mostly(st.none(), st.integers(0, 100)),
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(
+        [
+            *("Accept", "Access-Control-Request-Method", "Content-Encoding", "Cookie", "Host"),
+            *("If-None-Match", "Origin", "Range", "Transfer-Encoding", "User-Agent"),
+            *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Request-ID"),
+            "X-HTTP-Method-Override",
+        ]
+    ),
+    st.sampled_from(["*", "https://app.example", "https", "192.0.2.1", "chunked", "DELETE"]) | RAW,
+    max_size=4,
+)
+AUTHORIZATIONS = st.sampled_from(
+    [f"bearer {AUTH}", f"Bearer {REFRESH}", f"Basic {AUTH}"]
+) | RAW.map(f"Bearer {AUTH}{{}}".format)
+QUERIES = st.lists(
+    st.sampled_from(["limit=5", "scope=all", "scope=others", "after=0-1"])
+    | st.sampled_from(["limit={}", "after={}", "scope={}", "{}", "{}=1"]).flatmap(
+        lambda form: RAW.map(form.format)
+    ),
+    max_size=2,
+).map("&".join)
+ATTACKS_ANYWHERE = st.builds(
+    lambda method, query, headers, mime, authorization, *rest: Attack(
+        method, query, headers | {"Content-Type": mime, "Authorization": authorization}, *rest
+    ),
+    mostly(
+        st.none(),
+        st.sampled_from(["HEAD", "OPTIONS", "PUT", "TRACE", "CONNECT", "PROPFIND", "get"]) | RAW,
+    ),
+    QUERIES,
+    HEADERS,
+    mostly(
+        st.just("application/json"), st.sampled_from(["multipart/form-data; boundary=x", ""]) | RAW
+    ),
+    mostly(st.just(f"Bearer {AUTH}"), AUTHORIZATIONS),
+    mostly(TEXT_BODIES, st.binary(max_size=50)),
+    mostly(
+        st.none(),
+        st.sampled_from(["", "-1", "0", "5", "0x5", "65536", "65537", "9" * 30]) | RAW,
+    ),
+    st.booleans(),
+)
+
+
+def plain(email: str) -> Attack:
+    """Return a request with nothing odd in it."""
+    body = dict.fromkeys(FIELDS, PASSWORD) | {
+        "username": "new",
+        "email": email,
+        "refresh_token": REFRESH,
+        "keep_sessions": True,
+    }
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {AUTH}"}
+    return Attack(None, "", headers, json.dumps(body).encode(), None, False)
+
+
+ARGUMENTS = mostly(st.sampled_from([SESSION, SESSION, USER, USER, "a" * 22]), RAW)
+PATHS = st.lists(
+    st.sampled_from(["auth", "users", "login", "sessions", "static", "openapi", "..", "."]) | RAW,
+    max_size=4,
+).map("/".join)
+
+
+class TestAttacks(BaseTestCase):
+    """Requests at random, to every route and elsewhere."""
+
+    def setUp(self) -> None:
+        """Turn everything on, add an admin, and let Hypothesis keep its files elsewhere."""
+        with mock.patch.dict(os.environ, SETTINGS):
+            super().setUp()
+        self.admin = add_user("admin", "admin@test.com", PASSWORD, admin=True)
+        self.hashed = self.admin.password
+        self.pair = start_session(self.admin)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        configuration.set_hypothesis_home_dir(folder.name)
+        self.addCleanup(configuration.set_hypothesis_home_dir, None)
+
+    def ask(self, method: str, path: str, attack: Attack) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of the answer, as the server is given them."""
+        auth, refresh = self.pair.auth_token, self.pair.refresh_token
+        claims = jwt.decode(auth, options={"verify_signature": False})
+        live = {AUTH: auth, REFRESH: refresh, SESSION: claims["sid"], USER: claims["sub"]}
+
+        def fill(text: str) -> str:
+            return re.sub("|".join(live), lambda found: live[found[0]], text)
+
+        environ = create_environ()
+        for name, value in attack.headers.items():
+            prefix = "" if name == "Content-Type" else "HTTP_"
+            environ[prefix + name.upper().replace("-", "_")] = fill(value)
+        body = fill(attack.body.decode("latin-1")).encode("latin-1")
+        environ |= {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": fill(path),
+            "QUERY_STRING": attack.query,
+            "CONTENT_LENGTH": str(len(body)) if attack.length is None else attack.length,
+            "wsgi.input": io.BytesIO(body),
+        }
+        if attack.terminated:
+            environ["wsgi.input_terminated"] = True
+        # As a server runs it: in a context, and so with a database session, of its own.
+        answer = contextvars.Context().run(run_wsgi_app, self.app, environ, buffered=True)
+        parts, status, headers = answer
+        if status.startswith("2"):
+            self.undo()
+        return int(status.split()[0]), dict(headers), b"".join(parts)
+
+    def undo(self) -> None:
+        """Leave nobody but the admin, with their password and a session that lives."""
+        db.session.execute(delete(User).where(User.id != self.admin.id))
+        db.session.refresh(self.admin)
+        self.admin.password = self.hashed
+        self.pair = start_session(self.admin)
+
+    def check(self, method: str, path: str, attack: Attack) -> int:
+        """Check that the answer is one that the contract has, and return its status."""
+        status, headers, body = self.ask(method, path, attack)
+
+        self.assertLess(status, 500, body)
+        self.assertEqual("application/json", headers["Content-Type"])
+        self.assertEqual("no-store", headers["Cache-Control"])
+        self.assertEqual("nosniff", headers["X-Content-Type-Options"])
+        required = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After"}
+        self.assertIn(required.get(status, "Content-Type"), headers)
+        if method == "HEAD" or (method == "OPTIONS" and status in (200, 204)):
+            self.assertEqual(b"", body)
+            return status
+        answer = json.loads(body)
+        if status < 300:
+            self.assertIn(status, (200, 201))
+            self.assertEqual("success", answer["status"])
+        else:
+            self.assertIn((status, answer["code"], answer["message"]), CATALOGUE)
+            self.assertIn(answer["status"], ("error", "fail"))
+            self.assertLessEqual(set(answer), {"status", "message", "code", "errors"})
+        return status
+
+    def test_every_route(self) -> None:
+        """Each attack comes to each route; with nothing odd in it, it is let through."""
+        routes = [
+            (method, rule.rule)
+            for rule in self.app.url_map.iter_rules()
+            for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
+        ]
+        unreached = set(routes)
+
+        @attacks(100)
+        @given(ATTACKS_ANYWHERE, ARGUMENTS)
+        @example(plain("admin@test.com"), USER)
+        @example(plain("new@test.com"), SESSION)
+        def check(attack: Attack, argument: str) -> None:
+            for method, rule in routes:
+                path = re.sub("<.*?>", lambda _: argument, rule)
+                status = self.check(attack.method or method, path, attack)
+                if attack.method is None and status < 300:
+                    unreached.discard((method, rule))
+
+        check()
+        self.assertEqual(set(), unreached, "`plain` lacks what they take")
+
+    def test_elsewhere(self) -> None:
+        """Paths that are nobody's."""
+
+        @attacks(100)
+        @given(ATTACKS_ANYWHERE, PATHS)
+        def check(attack: Attack, path: str) -> None:
+            self.check(attack.method or "GET", path, attack)
+
+        check()
+
+
+LOGIN = b"POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+PING = b"GET /ping HTTP/1.1\r\nHost: a\r\n"
+# What is no HTTP, or hardly.
+RAW_REQUESTS = [
+    b"\x00\x01\x02\xff\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # how TLS begins
+    b"GET\r\n\r\n",
+    b"GET /ping\r\n\r\n",
+    b"GET /ping HTTP/9.9\r\n\r\n",
+    b"GET  /ping HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /pi\0ng HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /%00%ff%0d%0a%c0%af%ed%a0%80 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /users/%00?limit=%00&after=%ff HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http://another/users HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET ../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"A" * 50_000 + b" /ping HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    PING + b"".join(b"X-%d: y\r\n" % number for number in range(1_000)) + b"\r\n",
+    PING + b"X: " + b"a" * 1_000_000 + b"\r\n\r\n",
+    PING + b"X: a\0b\r\n\r\n",
+    PING + b"X: a\x1bb\r\n\r\n",
+    PING + b"X: a\rY: b\r\n\r\n",
+    PING + b" folded: x\r\n\r\n",
+    PING + b"X : y\r\n\r\n",
+    PING + b"Authorization: \xff\xfe\r\nX-Forwarded-For: \xff\r\n\r\n",
+    LOGIN + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+    LOGIN + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+    LOGIN + b"Content-Length: 2, 2\r\n\r\n{}",
+    LOGIN + b"Content-Length: -1\r\n\r\n{}",
+    LOGIN + b"Content-Length: +2\r\n\r\n{}",
+    LOGIN + b"Content-Length: 9223372036854775807\r\n\r\n{}",
+    LOGIN + b"Content-Length: 99999999999999999999999\r\n\r\n{}",
+    LOGIN + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    LOGIN + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    LOGIN + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n{}",
+    LOGIN + b"Transfer-Encoding: xchunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    LOGIN + b"Expect: 200-ok\r\nContent-Length: 2\r\n\r\n{}",
+    LOGIN + b"Upgrade: h2c, websocket\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\n{}",
+]
+
+
+class TestBytes(unittest.TestCase):
+    """A server of production that is sent what is no HTTP, or hardly."""
+
+    service: Service
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Start a server for all of them."""
+        cls.service = cls.enterClassContext(Service(cls.enterClassContext(scratch.database())))
+
+    def assert_well(self) -> None:
+        """Check that the next request is answered."""
+        self.assertEqual(200, self.service.request("GET", "/ping")[0])
+
+    def test_every_oddity(self) -> None:
+        """Each is answered, by the server below us with a bare refusal, or by us as ever."""
+        for request in RAW_REQUESTS:
+            with self.subTest(request[:80]), self.service.connect() as connection:
+                with contextlib.suppress(ConnectionError):  # it may hang up before it has it all
+                    connection.sendall(request)
+                answer = http.client.HTTPResponse(connection)
+                answer.begin()
+                body = answer.read()
+
+                if answer.headers["Content-Type"] != "application/json":
+                    self.assertIn(answer.status, (400, 414, 431))
+                    self.assertEqual(b"", body)
+                elif answer.status != 200:
+                    refusal = json.loads(body)
+                    entry = answer.status, refusal["code"], refusal["message"]
+                    self.assertIn(entry, CATALOGUE)
+            self.assert_well()
+
+    @attacks(50)
+    @given(
+        st.sampled_from([PING + b"\r\n", LOGIN + b"Content-Length: 2\r\n\r\n{}"]),
+        st.integers(0, 120),
+        st.integers(0, 20),
+        st.binary(max_size=20) | st.sampled_from([b"\r\n", b"\r\n\r\n", b": ", b"\0", b" "]),
+    )
+    def test_garbled(self, request: bytes, start: int, length: int, junk: bytes) -> None:
+        """A request with a hole, or something in it, is answered or hung up on; none hangs."""
+        garbled = request[:start] + junk + request[start + length :]
+        received = b""
+        with self.service.connect() as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(garbled)
+            connection.shutdown(socket.SHUT_WR)
+            while data := connection.recv(65_536):
+                received += data
+
+        self.assertRegex(received, rb"\A(HTTP/1\.[01] [124][0-9][0-9] |\Z)")
+        self.assert_well()
