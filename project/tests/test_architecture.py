@@ -18,8 +18,8 @@ FLOORS = [
     {"sessions"},
     {"accounts"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
-    {"api.browsers", "api.error_handlers"},
-    {"api.auth", "api.users"},
+    {"api.browsers", "api.error_handlers", "records"},
+    {"api.auth", "api.users", "transfer"},
     {""},  # project/__init__.py, which makes the application
 ]
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
