@@ -170,8 +170,10 @@ def _compare(left: Sequence[_Newcomer]) -> Iterator[Refusal]:
         if same and same.username_key == key:
             yield Refusal(line, _differences(user, same))
         else:
-            field = "email" if same or key not in taken else "username"
-            yield Refusal(line, {field: "is taken"})
+            names = {"username": key in taken, "email": bool(same)}
+            errors = {name: "is taken" for name, is_taken in names.items() if is_taken}
+            # Nobody has either where who had it was deleted a moment ago.
+            yield Refusal(line, errors or {"it": "could not be added; try it again"})
 
 
 def _differences(user: ImportedUser, stored: Row[Any]) -> dict[str, str]:

@@ -36,7 +36,7 @@ def _refuse(text: str) -> PydanticCustomError:
 
 
 def _username(text: str) -> str:
-    # Most names are printable, and nothing that is has a control character or half of another one.
+    # A printable name, as most are, has neither.
     if not text.isprintable() and not _UNFIT.isdisjoint(map(unicodedata.category, text)):
         raise _refuse("must not contain control characters")
     trimmed = text.strip()
