@@ -243,7 +243,7 @@ def import_users(file: str, csv: bool = False) -> int:
 def _source(file: str) -> Iterator[BinaryIO]:
     """Open a file, or standard input; end the command when it cannot be read."""
     try:
-        if file == "-":
+        if file == "-" and sys.stdin:
             yield sys.stdin.buffer
         else:
             with Path(file).open("rb") as source:
@@ -280,7 +280,7 @@ def export_users(file: str, csv: bool = False) -> None:
 def _target(file: str) -> Iterator[BinaryIO]:
     """Make a file that nobody else can read, or take standard output; no half of a file is left."""
     if file == "-":
-        with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as target:
+        with os.fdopen(os.dup(1), "wb") as target:
             yield target
         return
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

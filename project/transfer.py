@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import orjson
 from sqlalchemy import (
+    CompoundSelect,
     FromClause,
     Insert,
     Integer,
@@ -18,8 +19,8 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
-    or_,
     select,
+    union_all,
 )
 
 from project import clock, database, passwords, records
@@ -31,7 +32,7 @@ from project.records import Record
 BATCH = 5_000  # records
 
 _users = cast(Table, User.__table__)
-_COLUMNS = [column for column in _users.c if column.name != "id"]
+_COLUMNS = [each for each in _users.c if each.name != "id"]
 _EXPORTED = select(*_COLUMNS).order_by(_users.c.id)
 
 
@@ -122,16 +123,11 @@ def _rows(newcomers: Sequence[_Newcomer]) -> Iterator[dict[str, Any]]:
 def _insert() -> Insert:
     """Return the statement that adds the rows of the JSON array `batch`, in their order.
 
-    Those who are there are left out before ON CONFLICT does it: a row that conflicts has used up
-    an id.
+    Whoever is there is left out before ON CONFLICT does it, which uses up an id each time.
     """
     batch = _unpacked()
-    same = (_users.c.email == batch.c.email, _users.c.username_key == batch.c.username_key)
-    new = (
-        select(*(batch.c[column.name] for column in _COLUMNS))
-        .where(*(~select(_users.c.id).where(condition).exists() for condition in same))
-        .order_by(batch.c.line)
-    )
+    there = select(_users.c.id).where(_users.c.email == batch.c.email).exists()
+    new = select(*(batch.c[each.name] for each in _COLUMNS)).where(~there).order_by(batch.c.line)
     return (
         database.insert(_users)
         .from_select(_COLUMNS, new)
@@ -158,11 +154,8 @@ def _compare(left: Sequence[_Newcomer]) -> Iterator[Refusal]:
     """Yield what speaks against each who was not added: nothing, when they are there already."""
     if not left:
         return
-    emails = [newcomer.user.email for newcomer in left]
-    keys = [newcomer.key for newcomer in left]
-    stored = db.session.execute(
-        select(*_COLUMNS).where(or_(_users.c.email.in_(emails), _users.c.username_key.in_(keys)))
-    ).all()
+    rows = [{"email": user.email, "username_key": key} for _, user, key in left]
+    stored = db.session.execute(_select_same(), {"batch": orjson.dumps(rows).decode()}).all()
     by_email = {row.email: row for row in stored}
     taken = {row.username_key for row in stored}
     for line, user, key in left:
@@ -174,6 +167,20 @@ def _compare(left: Sequence[_Newcomer]) -> Iterator[Refusal]:
             errors = {name: "is taken" for name, is_taken in names.items() if is_taken}
             # Nobody has either where who had it was deleted a moment ago.
             yield Refusal(line, errors or {"it": "could not be added; try it again"})
+
+
+def _select_same() -> CompoundSelect[Any]:
+    """Return a query for those who have the email or the username of a row of `batch`.
+
+    Each is looked up: asked for thousands of emails, PostgreSQL would rather read the whole table.
+    """
+    batch = _unpacked()
+    return union_all(
+        *(
+            select(*_COLUMNS).join_from(batch, _users, _users.c[name] == batch.c[name])
+            for name in ("email", "username_key")
+        )
+    )
 
 
 def _differences(user: ImportedUser, stored: Row[Any]) -> dict[str, str]:
