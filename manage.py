@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import unittest
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import flask_migrate
 import flask_migrate.cli
@@ -24,8 +25,22 @@ from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
 from sqlalchemy import Row
 from sqlalchemy.exc import OperationalError, ProgrammingError
+from tqdm import tqdm
 
-from project import UsersService, accounts, audit, clock, create_app, db, logs, ratelimit, sessions
+from project import (
+    UsersService,
+    accounts,
+    audit,
+    clock,
+    create_app,
+    database,
+    db,
+    logs,
+    ratelimit,
+    records,
+    sessions,
+    transfer,
+)
 from project.api import schemas
 from project.api.models import User
 from project.errors import EmailExists, InvalidPayload, ServiceError, UserNotFound
@@ -38,14 +53,16 @@ ORIGIN = audit.Origin(None, "manage.py")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EVENT = "{:20}  {:24}  {:>7}  {:39}  {}"
 EVENT_COLUMNS = "time", "event", "user", "address", "details"
+TRANSFER_TIMEOUT = 60.0  # seconds for the database to take or give one batch
 
 
 def application() -> UsersService:
     """Return the service that APP_SETTINGS names; tests are always the testing one."""
     testing = sys.argv[1:2] and sys.argv[1] in TEST_COMMANDS
     app = create_app("project.config.TestingConfig" if testing else None)
-    # Standard output is for what a command has to say.
-    logs.configure(readable=app.debug, file=sys.stderr)
+    # A command says itself what it did, on standard output.
+    level = logging.INFO if "runserver" in sys.argv[1:2] else logging.WARNING
+    logs.configure(readable=app.debug, file=sys.stderr, level=level)
     return app
 
 
@@ -275,14 +292,105 @@ def _as_row(event: Row[Any]) -> str:
     return EVENT.format(at, event.kind, user, ip, f"{details} {event.user_agent}".strip())
 
 
+@manager.command
+def import_users(file: str, csv: bool = False) -> int:
+    """Add the users of a file, in JSON Lines or, where it is named so or --csv is given, in CSV.
+
+    - is standard input. Says on stderr which lines it refused; exit code 1 if there are any.
+    """
+    database.wait_longer(TRANSFER_TIMEOUT)
+    added = there = refused = 0
+    with _source(file) as source, _progress(source) as bar:
+        try:
+            for batch in transfer.take_in(source, as_csv=_is_csv(file, csv)):
+                if batch.added:
+                    imported = audit.Kind.USERS_IMPORTED
+                    audit.record(imported, ORIGIN, user_id=None, users=batch.added)
+                db.session.commit()
+                added += batch.added
+                there += batch.there
+                refused += len(batch.refused)
+                for line, errors in batch.refused:
+                    bar.write(f"line {line}: {_reasons(errors)}", file=sys.stderr)
+                bar.update(batch.end - bar.n)
+        finally:
+            bar.close()
+            print(f"Users added: {added}; there already: {there}; lines refused: {refused}.")
+    return 1 if refused else 0
+
+
+@contextlib.contextmanager
+def _source(file: str) -> Iterator[BinaryIO]:
+    """Open a file, or standard input; end the command when it cannot be read."""
+    try:
+        if file == "-" and sys.stdin:
+            yield sys.stdin.buffer
+        else:
+            with Path(file).open("rb") as source:
+                yield source
+    except OSError as error:
+        sys.exit(f"{file} cannot be read: {error.strerror}")
+
+
+def _progress(source: BinaryIO) -> tqdm:
+    """Return a bar on stderr, if that is a terminal; it has an end if that of the file is known."""
+    status = os.fstat(source.fileno())
+    total = status.st_size if stat.S_ISREG(status.st_mode) else None
+    return tqdm(total=total, unit="B", unit_scale=True, disable=None)
+
+
+@manager.command
+def export_users(file: str, csv: bool = False) -> None:
+    """Write all users, with the hashes of their passwords, to a new file, as import_users reads it.
+
+    - is standard output.
+    """
+    database.wait_longer(TRANSFER_TIMEOUT)
+    try:
+        with _target(file) as target:
+            audit.record(audit.Kind.USERS_EXPORTED, ORIGIN, user_id=None)
+            db.session.commit()
+            count = records.write(transfer.give_out(), target, as_csv=_is_csv(file, csv))
+    except FileExistsError:
+        sys.exit(f"{file} is there already; nothing was written.")
+    except OSError as error:
+        sys.exit(f"{file} cannot be written: {error.strerror}")
+    print(f"Users written: {count}.", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _target(file: str) -> Iterator[BinaryIO]:
+    """Make a file that nobody else can read, or take standard output; no half of a file is left."""
+    if file == "-":
+        with os.fdopen(os.dup(1), "wb") as target:
+            yield target
+        return
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as target:
+            yield target
+    except BaseException:
+        Path(file).unlink()
+        raise
+
+
+def _is_csv(file: str, csv: bool) -> bool:
+    return csv or file.lower().endswith(".csv")
+
+
 def describe(error: ServiceError) -> str:
     """Return a refusal as one line."""
-    reasons = "; ".join(f"{field} {reason}" for field, reason in (error.errors or {}).items())
-    return f"{error.message} {reasons}".strip()
+    return f"{error.message} {_reasons(error.errors or {})}".strip()
+
+
+def _reasons(errors: dict[str, str]) -> str:
+    return "; ".join(f"{field} {reason}" for field, reason in errors.items())
 
 
 if __name__ == "__main__":
     try:
         manager.run()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell has it
     except (OperationalError, ProgrammingError) as error:
         sys.exit(f"The database cannot be used: {str(error.orig).strip().splitlines()[0]}")

@@ -52,6 +52,8 @@ class Kind(StrEnum):
     SESSIONS_ENDED = auto()
     PASSWORD_CHANGED = auto()
     PASSWORD_CHANGE_REFUSED = auto()  # why: wrong_password; pause
+    USERS_IMPORTED = auto()  # users: how many, of one batch
+    USERS_EXPORTED = auto()  # their hashes too
     USER_DEACTIVATED = auto()
     USER_ACTIVATED = auto()
 

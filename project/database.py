@@ -5,14 +5,16 @@ read, on an engine of their own in AUTOCOMMIT: one round trip where a transactio
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import flask_migrate
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask
-from sqlalchemy import CursorResult, Engine, Executable, Row, event
+from sqlalchemy import CursorResult, Engine, Executable, Row, Table, event
+from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
+from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -25,6 +27,7 @@ READ = "read"  # the bind key of the reading engine
 POOL_TIMEOUT = 3  # seconds to wait for a connection of the pool
 POOL_RECYCLE = 1_800  # seconds a connection lives
 BUSY_TIMEOUT = 3.0  # seconds to wait for SQLite's lock
+STREAMED_AT_ONCE = 2_000  # rows
 
 
 def _postgresql_options(pool_size: int) -> dict[str, Any]:
@@ -144,6 +147,32 @@ def _fetch_all(
 ) -> Sequence[Row[Any]]:
     with engine.connect() as connection:
         return connection.execute(statement, parameters).all()
+
+
+def stream(statement: Executable) -> Iterator[Row[Any]]:
+    """Yield the rows of a reading statement, all as of one moment, however many there are.
+
+    On PostgreSQL that takes a cursor and so a transaction; one on SQLite would keep writers out.
+    """
+    engine = db.engine if is_postgresql() else db.engines[READ]
+    with engine.connect() as connection:
+        rows = connection.execution_options(yield_per=STREAMED_AT_ONCE).execute(statement)
+        yield from rows
+
+
+def insert(table: Table) -> PostgresqlInsert | SqliteInsert:
+    """Return an INSERT that knows ON CONFLICT, which both databases spell alike."""
+    return PostgresqlInsert(table) if is_postgresql() else SqliteInsert(table)
+
+
+def is_postgresql() -> bool:
+    """Tell which of the two databases it is."""
+    return db.engine.dialect.name == "postgresql"
+
+
+def wait_longer(seconds: float) -> None:
+    """Have this process wait so long for an answer of PostgreSQL, as a command may."""
+    postgresql.PatientConnection.answer_timeout = seconds
 
 
 def write(statement: Executable) -> int:

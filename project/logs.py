@@ -12,7 +12,7 @@ from typing import TextIO
 import structlog
 
 
-def configure(*, readable: bool, file: TextIO | None = None) -> None:
+def configure(*, readable: bool, file: TextIO | None = None, level: int = logging.INFO) -> None:
     """Set up structlog for this process; lines go to `file`, or to standard output."""
     structlog.configure(
         processors=[
@@ -24,6 +24,7 @@ def configure(*, readable: bool, file: TextIO | None = None) -> None:
             if readable
             else structlog.processors.JSONRenderer(),
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         # One write a line: the server's processes share the output.
         logger_factory=structlog.WriteLoggerFactory(file),
         cache_logger_on_first_use=True,

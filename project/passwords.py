@@ -4,6 +4,9 @@ bcrypt reads 72 bytes and stops, some implementations at a NUL. Flask-Bcrypt's m
 passwords, which is on, feeds it the SHA-256 of the password in hexadecimal instead: 64 characters
 that depend on every byte. A stored hash is therefore good for this service only.
 
+Hashes that were made elsewhere are bcrypt over the password itself. They are stored with a mark in
+front, so that neither kind is ever checked as the other; whoever logs in with one gets one of ours.
+
 One hash costs a quarter of a second of a core. Two things keep that from everybody else: hashes
 run on threads of their own at a lower priority, and the gate lets in only so many requests. It
 stands before the body is read: clients that never finish one hold places, and nothing else.
@@ -11,12 +14,14 @@ stands before the body is read: clients that never finish one hold places, and n
 
 import contextlib
 import os
+import re
 import threading
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar, cast
 
+from bcrypt import checkpw
 from flask import Flask, current_app
 
 from project import password_rules
@@ -29,6 +34,18 @@ T = TypeVar("T")
 MAX_BYTES = 1_024
 LONGEST_DECOMPOSED = 4  # characters that NFC makes one, at most
 NICENESS = 5
+BCRYPT_BYTES = 72  # of a password that bcrypt looks at
+# In front of a stored hash that was made elsewhere, as in RFC 2307: crypt(3), of the password.
+FOREIGN = "{CRYPT}"
+# In front of one of ours in a file, where the others have nothing; Django writes it like this too.
+OURS = "bcrypt_sha256$"
+# Of a hash from a file: what bcrypt can do, and some seconds of a core for each login tried.
+MIN_COST, MAX_COST = 4, 16
+# 16 bytes of salt and 23 of digest, whose last characters have bits to spare, which are zero.
+_BCRYPT = re.compile(
+    r"\$2[aby]\$(?P<cost>[0-9]{2})\$"
+    r"[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]"
+)
 # The salt and the digest of a hash that no password has.
 _DUMMY = "abcdefghijklmnopqrstuu" + "." * 31
 
@@ -106,7 +123,7 @@ def verify(hashed: str | None, password: str) -> bool:
     email that is made up: time tells whose hash is older than the day on which the cost was cut.
     """
     cost: int = current_app.config["BCRYPT_LOG_ROUNDS"]
-    return _gate().run(_check, hashed, normalize(password), cost)
+    return _gate().run(_check, hashed, password, cost)
 
 
 def _check(hashed: str | None, password: str, cost: int) -> bool:
@@ -116,16 +133,31 @@ def _check(hashed: str | None, password: str, cost: int) -> bool:
     cost between: 2^c + (2^c + 2^(c+1) + ... + 2^(cost-1)) = 2^cost.
     """
     candidate = hashed or _dummy(cost)
-    matches = bcrypt.check_password_hash(candidate, password)
+    matches = _matches(candidate, password)
     for missing in range(_cost(candidate), cost):
         bcrypt.check_password_hash(_dummy(missing), "")
-    return bool(matches) and hashed is not None
+    return matches and hashed is not None
+
+
+def _matches(hashed: str, password: str) -> bool:
+    """Check a hash in the way it was made; one of either kind is one run of bcrypt.
+
+    One made elsewhere is checked as its maker did: against the bytes that the client sent, which
+    nobody normalized there either, and the first 72 of them. Makers differ on what follows a NUL,
+    and nobody types one: that is a wrong password, as is one that is too long here.
+    """
+    normalized = normalize(password)
+    if not is_foreign(hashed):
+        return bool(bcrypt.check_password_hash(hashed, normalized))
+    sent = password.encode()[:BCRYPT_BYTES]
+    matches = checkpw(sent, hashed.removeprefix(FOREIGN).encode())
+    return matches and b"\0" not in sent and len(normalized.encode()) <= MAX_BYTES
 
 
 def needs_rehash(hashed: str) -> bool:
-    """Tell whether `hashed` was made at a lower cost than the configured one."""
+    """Tell whether `hashed` was made elsewhere, or at a lower cost than the configured one."""
     rounds: int = current_app.config["BCRYPT_LOG_ROUNDS"]
-    return _cost(hashed) < rounds
+    return is_foreign(hashed) or _cost(hashed) < rounds
 
 
 def _cost(hashed: str) -> int:
@@ -134,6 +166,33 @@ def _cost(hashed: str) -> int:
 
 def _dummy(cost: int) -> str:
     return f"$2b${cost:02d}${_DUMMY}"
+
+
+def is_foreign(hashed: str) -> bool:
+    """Tell whether a stored hash was made elsewhere."""
+    return hashed.startswith(FOREIGN)
+
+
+def import_hash(text: str) -> str:
+    """Return what is stored of a hash that stands in a file as `text`.
+
+    Raises ValueError, whose message does not show it, for what is no bcrypt hash or costs more
+    than MAX_COST.
+    """
+    hashed = text.removeprefix(OURS)
+    found = _BCRYPT.fullmatch(hashed)
+    if not found:
+        raise ValueError("must be a bcrypt hash of the kind $2a$, $2b$ or $2y$")
+    if not MIN_COST <= int(found["cost"]) <= MAX_COST:
+        raise ValueError(f"must have a cost of {MIN_COST} to {MAX_COST}")
+    return hashed if text.startswith(OURS) else FOREIGN + hashed
+
+
+def export_hash(hashed: str) -> str:
+    """Return what stands in a file for a stored hash, the very text that `import_hash` takes."""
+    if is_foreign(hashed):
+        return hashed.removeprefix(FOREIGN)
+    return OURS + hashed
 
 
 def normalize(password: str) -> str:

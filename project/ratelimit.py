@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol, cast
 
 from flask import Flask, current_app
 from sqlalchemy import Connection, Table, case, delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from project import addresses, clock, database
 from project.api.models import KnownAddress, Throttle
@@ -166,7 +165,7 @@ def _raise(connection: Connection, key: str, policy: Policy, now: datetime) -> i
     last = policy.limit + len(policy.pauses) - 1
     pauses = {number: policy.paused_until(number, now) for number in range(policy.limit, last)}
     return connection.execute(
-        _insert(_throttles)
+        database.insert(_throttles)
         .values(
             key=key,
             attempts=1,
@@ -194,12 +193,6 @@ def _raise(connection: Connection, key: str, policy: Policy, now: datetime) -> i
 
 def _later(now: datetime, seconds: int) -> datetime:
     return now + timedelta(seconds=seconds)
-
-
-def _insert(table: Table) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT that knows ON CONFLICT, which both databases spell alike."""
-    on_postgresql = db.engine.dialect.name == "postgresql"
-    return postgresql.insert(table) if on_postgresql else sqlite.insert(table)
 
 
 def _account(email: str) -> str:
@@ -237,7 +230,7 @@ class _Login(_Counted):
         database.write(delete(_throttles).where(_throttles.c.key == account_key))
         now = clock.utcnow()
         database.write(
-            _insert(_known)
+            database.insert(_known)
             .values(account=self._account, network=self._network, last_login_at=now)
             .on_conflict_do_update(
                 index_elements=[_known.c.account, _known.c.network], set_={"last_login_at": now}

@@ -1,4 +1,4 @@
-"""What requests look like: every rule for what is valid stands here.
+"""What requests, and users from a file, look like: every rule for what is valid stands here.
 
 But for one that takes more than the field itself: `password_rules` says what is a good password.
 """
@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from project import identifiers, passwords
+from project import clock, identifiers, passwords
 from project.api.models import MAX_STORED_USERNAME
 from project.errors import InvalidPayload, SessionNotFound, UserNotFound
 
@@ -29,7 +29,13 @@ MAX_NAME_LENGTH = 128  # characters, of a username and of an email
 # https://html.spec.whatwg.org/multipage/input.html#valid-e-mail-address
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _EMAIL = re.compile(rf"[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
+_UNFIT = {"Cc", "Cs"}  # control characters; surrogates, which no UTF-8 can hold
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# https://www.rfc-editor.org/rfc/rfc3339#section-5.6
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})",
+    re.IGNORECASE,
+)
 
 
 def _refuse(text: str) -> PydanticCustomError:
@@ -38,7 +44,8 @@ def _refuse(text: str) -> PydanticCustomError:
 
 
 def _username(text: str) -> str:
-    if any(unicodedata.category(character) == "Cc" for character in text):
+    # A printable name, as most are, has neither.
+    if not text.isprintable() and not _UNFIT.isdisjoint(map(unicodedata.category, text)):
         raise _refuse("must not contain control characters")
     trimmed = text.strip()
     # Normalizing takes the square of the length, so the column's length comes first.
@@ -67,6 +74,25 @@ def _new_password(text: str) -> str:
     if len(passwords.normalize(text).encode()) > passwords.MAX_BYTES:
         raise _refuse(f"must have at most {passwords.MAX_BYTES} bytes")
     return text
+
+
+def _password_hash(text: str) -> str:
+    try:
+        return passwords.import_hash(text)
+    except ValueError as error:
+        raise _refuse(str(error)) from None
+
+
+def _past(value: Any) -> datetime:
+    try:
+        if not isinstance(value, str) or not _MOMENT.fullmatch(value):
+            raise ValueError
+        moment = datetime.fromisoformat(value.upper())
+    except ValueError:
+        raise _refuse("must be a moment like 2026-11-22T09:00:00Z") from None
+    if not _EPOCH <= moment <= clock.utcnow():
+        raise _refuse("must lie between 1970 and now")
+    return moment.astimezone(UTC)
 
 
 Username = Annotated[
@@ -101,6 +127,20 @@ class NewUser(Body):
     username: Username
     email: Email
     password: NewPassword
+
+
+class ImportedUser(Body):
+    """A user from a file; `password_hash` comes out as it is stored.
+
+    The moment has to be one that a `Cursor` can name.
+    """
+
+    username: Username
+    email: Email
+    password_hash: Annotated[str, AfterValidator(_password_hash)]
+    active: bool = True
+    admin: bool = False
+    created_at: Annotated[datetime | None, BeforeValidator(_past)] = None
 
 
 class Credentials(Body):

@@ -19,8 +19,8 @@ FLOORS = [
     {"accounts"},
     {"api.answers"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
-    {"api.browsers", "api.error_handlers"},
-    {"api.auth", "api.document", "api.users"},
+    {"api.browsers", "api.error_handlers", "records"},
+    {"api.auth", "api.document", "api.users", "transfer"},
     {""},  # project/__init__.py, which makes the application
 ]
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}

@@ -1,0 +1,339 @@
+"""Users as lines of a file: what is read, what is refused, and that a file can do no harm."""
+
+import io
+import json
+import tracemalloc
+import unittest
+from typing import Any
+
+import bcrypt
+
+from project import records
+from project.records import MAX_BYTES, Record
+
+HASHED = "$2b$12$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW"
+ADA = {"username": "ada", "email": "ada@example.com", "password_hash": HASHED}
+HEADER = b"username,email,password_hash\r\n"
+ADA_ROW = f"ada,ada@example.com,{HASHED}\r\n".encode()
+JSON_FIELDS = "username, email, password_hash, active, admin, created_at"
+
+
+def line(**fields: Any) -> bytes:
+    """Return Ada as a line of JSON Lines, with other fields."""
+    return json.dumps(ADA | fields, ensure_ascii=False).encode() + b"\n"
+
+
+def read(content: bytes, *, as_csv: bool = False) -> list[Record]:
+    """Return every record of a file."""
+    return list(records.read(io.BytesIO(content), as_csv=as_csv))
+
+
+class Endless(io.RawIOBase):
+    """A file of one line that has so many bytes, and then one more line."""
+
+    def __init__(self, length: int, last: bytes) -> None:
+        self._left = length
+        self._last = io.BytesIO(b"\n" + last)
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer."""
+        if not self._left:
+            return self._last.readinto(buffer)
+        count = min(len(buffer), self._left)
+        buffer[:count] = b"x" * count
+        self._left -= count
+        return count
+
+
+class TestRecords(unittest.TestCase):
+    """Each line of a file is a user, or is refused with its number and a reason."""
+
+    def assert_refused(self, content: bytes, errors: dict[str, str], as_csv: bool = False) -> None:
+        """Check that the last of these lines is refused for this, and with nothing of itself."""
+        last = read(content, as_csv=as_csv)[-1]
+
+        self.assertIsNone(last.user)
+        self.assertEqual(errors, last.errors)
+
+    def test_json(self) -> None:
+        """Keys in any order, blanks and blank lines, either line ending, a BOM: all of it is read.
+
+        The numbers of the lines are those of an editor.
+        """
+        content = b"\xef\xbb\xbf" + line() + b"\n \r\n" + line(active=False).strip() + b"\r\n"
+        content += b'{"email":"B@Example.COM", "password_hash":"' + HASHED.encode()
+        content += b'", "username" : " \\u0042 ", "created_at": "2001-02-03t04:05:06.789+01:00"}'
+
+        found = read(content)
+
+        self.assertEqual([1, 4, 5], [record.line for record in found])
+        self.assertEqual([{}] * 3, [record.errors for record in found])
+        users = [record.user for record in found if record.user]
+        self.assertEqual(
+            [("ada", True), ("ada", False)], [(u.username, u.active) for u in users[:2]]
+        )
+        self.assertEqual(("B", "b@example.com"), (users[2].username, users[2].email))
+        self.assertEqual(
+            "2001-02-03T03:05:06.789000+00:00", str(users[2].created_at).replace(" ", "T")
+        )
+        self.assertEqual(len(content), found[-1].end)
+
+    def test_fields_are_valid(self) -> None:
+        """Name and email are as for somebody who registers; types are strict, and null is none."""
+        text = "must be a string"
+        flag = "should be a valid boolean"
+        moment = "must be a moment like 2026-11-22T09:00:00Z"
+        past = "must lie between 1970 and now"
+        name = "must have 1 to 128 characters"
+        for field, value, reason in (
+            ("username", None, text),
+            ("username", 5, text),
+            ("username", "", name),
+            ("username", "x" * 129, name),
+            ("username", "a\x1b[2Jda", "must not contain control characters"),
+            ("username", ["ada"], text),
+            ("email", None, text),
+            ("email", "ada", "must be an email address"),
+            ("email", " ada@example.com", "must be an email address"),
+            ("email", "a" * 120 + "@example.com", "must have at most 128 characters"),
+            ("active", None, flag),
+            ("active", "true", flag),
+            ("active", 1, flag),
+            ("admin", "yes", flag),
+            ("created_at", None, moment),
+            ("created_at", 0, moment),
+            ("created_at", "2026-11-22", moment),
+            ("created_at", "2026-11-22T09:00:00", moment),
+            ("created_at", "2026-11-22T09:00:00+0100", moment),
+            ("created_at", "2026-02-30T09:00:00Z", moment),
+            ("created_at", "1969-12-31T23:59:59Z", past),
+            ("created_at", "0001-01-01T00:00:00+23:59", past),
+            ("created_at", "9999-12-31T23:59:59-23:59", past),
+        ):
+            with self.subTest(field, value=value):
+                self.assert_refused(line(**{field: value}), {field: reason})
+
+    def test_everything_that_is_wrong_is_said(self) -> None:
+        """A line is refused for all its fields at once."""
+        errors = {
+            "username": "is required",
+            "email": "must be an email address",
+            "password_hash": "is required",
+        }
+        self.assert_refused(b'{"email": ""}', errors)
+
+    def test_hashes(self) -> None:
+        """Only a bcrypt hash that can be checked, at a cost that can be borne, is taken."""
+        malformed = "must be a bcrypt hash of the kind $2a$, $2b$ or $2y$"
+        cost = "must have a cost of 4 to 16"
+        for text, reason in (
+            (HASHED.replace("$2b", "$2x"), malformed),
+            (HASHED.replace("$2b", "$2"), malformed),
+            (HASHED.upper(), malformed),
+            (HASHED[:-1], malformed),
+            (HASHED + "W", malformed),
+            (HASHED + "\n", malformed),
+            (" " + HASHED, malformed),
+            (HASHED.replace("r9", "r!"), malformed),
+            (HASHED.replace("$12$", "$5$"), malformed),
+            (HASHED.replace("$12$", "$١٢$"), malformed),
+            (HASHED[:28] + "v" + HASHED[29:], malformed),
+            (HASHED[:-1] + "X", malformed),
+            ("bcrypt_sha256$" * 2 + HASHED, malformed),
+            ("{CRYPT}" + HASHED, malformed),
+            ("$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$aGFzaA", malformed),
+            ("correct horse", malformed),
+            ("", malformed),
+            (HASHED.replace("$12$", "$00$"), cost),
+            (HASHED.replace("$12$", "$03$"), cost),
+            (HASHED.replace("$12$", "$17$"), cost),
+            (HASHED.replace("$12$", "$31$"), cost),
+            ("bcrypt_sha256$" + HASHED.replace("$12$", "$31$"), cost),
+            (None, "must be a string"),
+        ):
+            with self.subTest(text):
+                self.assert_refused(line(password_hash=text), {"password_hash": reason})
+
+    def test_no_genuine_hash_is_refused(self) -> None:
+        """Whatever bcrypt makes is taken: none of its hashes has bits that the rule forbids."""
+        for number in range(256):
+            for prefix in (b"2a", b"2b"):
+                hashed = bcrypt.hashpw(b"%d" % number, bcrypt.gensalt(4, prefix)).decode()
+                self.assertEqual({}, read(line(password_hash=hashed))[0].errors, hashed)
+
+    def test_lines_are_refused_one_by_one(self) -> None:
+        """What is no user is refused; the lines around it are read."""
+        unknown = f"has a field that is none of {JSON_FIELDS}"
+        for text, reason in (
+            (line(username="adä").replace(b"\xc3", b""), "is not UTF-8"),
+            (line().decode().encode("utf-16"), "is not UTF-8"),
+            (b"ada", "is not a JSON object"),
+            (b"[]", "is not a JSON object"),
+            (b'"ada"', "is not a JSON object"),
+            (b"[" * 60_000, "is not a JSON object"),
+            (b"9" * 5_000, "is not a JSON object"),
+            (line().strip() + b",", "is not a JSON object"),
+            (line().strip() * 2, "is not a JSON object"),
+            (line(active=True).strip(b"}\n") + b', "active": false}', "has a field twice"),
+            (line(actve=False), unknown),
+            (line(password="secret"), unknown),
+            (b"x" * MAX_BYTES, f"is longer than {MAX_BYTES:,} bytes"),
+        ):
+            with self.subTest(reason, text=text[:80]):
+                content = line() * 4 + text.replace(b"\n", b"") + b"\n" + line()
+
+                found = read(content)
+
+                self.assertEqual([1, 2, 3, 4, 5, 6], [record.line for record in found])
+                self.assertEqual([{}] * 4 + [{"it": reason}, {}], [r.errors for r in found])
+        surrogate = line().replace(b"ada", b"a\\ud800", 1)
+        self.assertEqual(["username"], list(read(surrogate)[0].errors))
+
+    def test_memory_is_bounded(self) -> None:
+        """A line of 100 MB is passed over without having been in memory."""
+        for as_csv in (False, True):
+            with self.subTest(as_csv=as_csv):
+                file = io.BufferedReader(Endless(100_000_000, line()))
+                tracemalloc.start()
+                try:
+                    found = list(records.read(file, as_csv=as_csv))
+                    peak = tracemalloc.get_traced_memory()[1]
+                finally:
+                    tracemalloc.stop()
+
+                self.assertTrue(found[0].errors["it"].startswith("is longer than"))
+                self.assertEqual([] if as_csv else [2], [r.line for r in found if r.user])
+                self.assertLess(peak, 2_000_000)
+
+    def test_nothing_is_repeated(self) -> None:
+        """No refusal shows a hash, or a control character, from wherever in the line."""
+        for number, content in enumerate(
+            (
+                line(**{HASHED: "\x1b[2J"}),
+                line(password_hash=HASHED + "\x1b[2J"),
+                line(email=HASHED, username=HASHED + "\x07", active=HASHED, created_at=HASHED),
+                f'["{HASHED}"'.encode(),
+            )
+        ):
+            for as_csv in (False, True):
+                with self.subTest(number, as_csv=as_csv):
+                    for record in read(content, as_csv=as_csv):
+                        self.assertTrue(record.errors)
+                        self.assertNotIn("$2b$12", str(record.errors))
+                        self.assertTrue("".join(map("".join, record.errors.items())).isprintable())
+
+
+class TestCsv(unittest.TestCase):
+    """CSV as RFC 4180 has it."""
+
+    def test_csv(self) -> None:
+        """The header names the columns, in any order; quotes, BOM and either line ending do."""
+        content = b"\xef\xbb\xbfemail,active,admin,password_hash,username,created_at\r\n"
+        content += f'a@x.y,false,true,{HASHED},"Ada, ""the"" first",1970-01-01T00:00:00Z\n'.encode()
+        content += f'\n"true@x.y",true,false,"{HASHED}",true,2001-02-03T04:05:06Z'.encode()
+
+        found = read(content, as_csv=True)
+
+        self.assertEqual([(2, {}), (4, {})], [(record.line, record.errors) for record in found])
+        users = [record.user for record in found if record.user]
+        self.assertEqual(['Ada, "the" first', "true"], [user.username for user in users])
+        self.assertEqual([(False, True), (True, False)], [(u.active, u.admin) for u in users])
+
+    def test_rows_are_refused_one_by_one(self) -> None:
+        """What is no user is refused; one over several lines has the number of its first."""
+        content = b"username,email,password_hash,active\r\n"
+        content += f"ada,ada@x.y,{HASHED}\r\n".encode()
+        content += f'"a\nb\nc",ada@x.y,{HASHED},true\r\n'.encode()
+        content += f"adä,ada@x.y,{HASHED},true\r\n".encode("latin-1")
+        content += f"ada,ada@x.y,{HASHED},yes\r\n".encode()
+        content += f"ada,ada@x.y,{HASHED},\r\n".encode()
+        content += f"ada,ada@x.y,{HASHED},true,true\r\n".encode()
+        content += f"ada,ada@x.y,{HASHED},true\r\n".encode()
+
+        found = read(content, as_csv=True)
+
+        fields = {"it": "has not as many fields as the header"}
+        flag = {"active": "should be a valid boolean"}
+        self.assertEqual(
+            [
+                (2, fields),
+                (3, {"username": "must not contain control characters"}),
+                (6, {"it": "is not UTF-8"}),
+                (7, flag),
+                (8, flag),
+                (9, fields),
+                (10, {}),
+            ],
+            [(record.line, record.errors) for record in found],
+        )
+
+    def test_header(self) -> None:
+        """Without a header that names what is needed, once, and nothing else, nothing is read."""
+        reason = (
+            "must be the header, which names username, email, password_hash, and no others but"
+            " active, admin, created_at; nothing after it was read"
+        )
+        for header in (
+            b"",
+            b"username,email\r\n",
+            b"username,email,password_hash,actve\r\n",
+            b"username,email,password_hash,email\r\n",
+            b"Username,Email,Password_hash\r\n",
+            b"username;email;password_hash\r\n",
+            ADA_ROW,
+        ):
+            with self.subTest(header):
+                found = read(header + ADA_ROW if header else b"", as_csv=True)
+
+                self.assertEqual([(1, {"it": reason})], [(r.line, r.errors) for r in found])
+
+    def test_no_user_hides_in_a_name(self) -> None:
+        """What stands within quotes is no row, whatever is wrong with the quotes."""
+        hidden = f"\nroot,root@x.y,{HASHED}\n"
+        for number, row in enumerate(
+            (
+                f'"x{hidden}",ada@x.y,{HASHED}\n',
+                f'"x{hidden}"x,ada@x.y,{HASHED}\n',
+                f'"x" {hidden}",ada@x.y,{HASHED}\n',
+                f'"x\\"{hidden}",ada@x.y,{HASHED}\n',
+                f'"{"x" * MAX_BYTES}{hidden}",ada@x.y,{HASHED}\n',
+                f'"{hidden * 1_000}",ada@x.y,{HASHED}\n',
+                f'"x{hidden}',
+                f"x\r{hidden.strip()}\n",
+            )
+        ):
+            with self.subTest(number):
+                found = read(HEADER + ADA_ROW + row.encode() + ADA_ROW, as_csv=True)
+
+                names = [record.user.username for record in found if record.user]
+                self.assertEqual({"ada"}, set(names))
+                self.assertEqual(3, next(record.line for record in found if record.errors))
+
+
+class TestWriting(unittest.TestCase):
+    """What is written can be read."""
+
+    def test_both_formats(self) -> None:
+        """A user with everything that is awkward comes back from either format as they went in."""
+        user = ADA | {
+            "username": 'Ζωή, "the\u2028first" \\ \N{GRINNING FACE}',
+            "active": False,
+            "admin": True,
+            "created_at": "2001-02-03T04:05:06.000007Z",
+        }
+        for as_csv in (False, True):
+            with self.subTest(as_csv=as_csv):
+                file = io.BytesIO()
+
+                self.assertEqual(2, records.write([user, user], file, as_csv=as_csv))
+                found = read(file.getvalue(), as_csv=as_csv)
+
+                self.assertEqual([{}, {}], [record.errors for record in found])
+                back = found[1].user.model_dump() if found[1].user else {}
+                self.assertEqual("{CRYPT}" + HASHED, back.pop("password_hash"))
+                self.assertEqual(7, back.pop("created_at").microsecond)
+                self.assertEqual(back, {key: user[key] for key in back})
