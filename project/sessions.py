@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from project import clock, database, identifiers, ratelimit, tokens
-from project.api.models import Session, User, token_lifetime
+from project.api.models import Session, User, token_keys, token_lifetime
 from project.errors import (
     RefreshReused,
     SessionEnded,
@@ -204,7 +204,7 @@ def identify(auth_token: str) -> Row[Any]:
     TokenInvalid or TokenExpired for the token itself, TokenOfInactive for its user, SessionEnded.
     """
     now = clock.utcnow()
-    claims = tokens.decode_access(auth_token, key=current_app.config["SECRET_KEY"], now=now)
+    claims = tokens.decode_access(auth_token, keys=token_keys(), now=now)
     if claims.session_id is None:
         raise TokenInvalid
     user = database.fetch_one(
@@ -231,8 +231,7 @@ def refresh(refresh_token: str, device: Device) -> Pair:
     """
     attempt = ratelimit.limits().refresh(device.ip)
     now = clock.utcnow()
-    key = current_app.config["SECRET_KEY"]
-    claims = tokens.decode_refresh(refresh_token, key=key, now=now)
+    claims = tokens.decode_refresh(refresh_token, keys=token_keys(), now=now)
     logged_in_at = datetime.fromtimestamp(claims.logged_in_at, UTC)
     session = db.session.execute(
         _ROTATE,
