@@ -12,14 +12,14 @@ FLOORS = [
     {"config", "extensions", "password_rules", "proxies"},
     {"bulkhead", "logs", "postgresql", "tokens"},
     {"database"},
-    {"passwords"},
+    {"passwords", "readiness"},
     {"api.models"},
     {"ratelimit"},
     {"sessions"},
     {"accounts"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
     {"api.browsers", "api.error_handlers"},
-    {"api.auth", "api.users"},
+    {"api.auth", "api.health", "api.users"},
     {""},  # project/__init__.py, which makes the application
 ]
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
