@@ -10,9 +10,10 @@ from flask.sessions import NullSession, SessionInterface
 from flask_openapi3 import Info, OpenAPI
 from werkzeug.routing import MapAdapter
 
-from project import bulkhead, database, logs, passwords, proxies, ratelimit
+from project import bulkhead, database, logs, passwords, proxies, ratelimit, readiness
 from project.api import browsers, document, error_handlers, guards, requests
 from project.api.auth import auth_blueprint
+from project.api.health import health_blueprint
 from project.api.responses import OrjsonProvider, Response
 from project.api.users import users_blueprint
 from project.config import DEFAULT_SETTINGS, BaseConfig
@@ -82,6 +83,7 @@ def create_app(settings: str | None = None) -> UsersService:
         app.wsgi_app = proxies.believe(app.wsgi_app, hops)  # type: ignore[assignment,method-assign]
     logs.configure(readable=app.debug or app.testing)
     database.init_app(app)
+    readiness.init_app(app)
     bulkhead.init_app(app)
     passwords.init_app(app)
     ratelimit.init_app(app)
@@ -89,6 +91,7 @@ def create_app(settings: str | None = None) -> UsersService:
     error_handlers.init_app(app)
     browsers.init_app(app)
     app.before_request(guards.speak_first)
+    app.register_api(health_blueprint)
     app.register_api(users_blueprint)
     app.register_api(auth_blueprint)
     document.init_app(app)

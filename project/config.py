@@ -14,7 +14,9 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     computed_field,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -39,11 +41,12 @@ _WELL_KNOWN_KEYS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _MIN_DISTINCT_CHARACTERS = 8
+MAX_FALLBACKS = 5  # keys that a forgery is tried with, one after the other
 _ORIGIN = re.compile(
     r"(?!http:.*:80$|https:.*:443$)"
     r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
-_NEVER_SHOWN = {"SECRET_KEY", "DATABASE_URL", "DATABASE_TEST_URL"}
+_NEVER_SHOWN = {"SECRET_KEY", "SECRET_KEY_FALLBACKS", "DATABASE_URL", "DATABASE_TEST_URL"}
 
 
 def database_url(text: str) -> str:
@@ -112,6 +115,32 @@ def _strong_key(key: str) -> str:
     return key
 
 
+def _keys(text: object) -> object:
+    """Return the keys of a comma-separated list, each to the letter; complaints show none."""
+    if not isinstance(text, str):
+        return text
+    keys = text.split(",")
+    if re.search(r"\s,|,\s", text):
+        raise ValueError("has a blank beside a comma: keys are taken to the letter")
+    if not all(keys):
+        raise ValueError("has an empty key in it")
+    if len(set(keys)) < len(keys):
+        raise ValueError("has a key in it twice")
+    if len(keys) > MAX_FALLBACKS:
+        raise ValueError(f"has more than {MAX_FALLBACKS} keys in it")
+    return tuple(keys)
+
+
+def _strong_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `keys` if nobody could guess any of them; the complaint says which is weak."""
+    for number, key in enumerate(keys, 1):
+        try:
+            _strong_key(key)
+        except ValueError as error:
+            raise ValueError(f"has a weak key in it: number {number} {error}") from None
+    return keys
+
+
 def _origins(text: object) -> object:
     """Return the origins of a comma-separated list, each as a browser sends it (RFC 6454, 6.2)."""
     if not isinstance(text, str):
@@ -133,6 +162,7 @@ def _named(origins: frozenset[str]) -> frozenset[str]:
     return origins
 
 
+Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 Origins = Annotated[frozenset[str], BeforeValidator(_origins)]
 
 
@@ -149,6 +179,9 @@ class BaseConfig(BaseModel):
 
     SECRET_KEY: Annotated[str, AfterValidator(_strong_key)] = Field(
         description="signs the tokens; at least 32 bytes in production"
+    )
+    SECRET_KEY_FALLBACKS: Annotated[Keys, AfterValidator(_strong_keys)] = Field(
+        (), description="keys that tokens may be signed with too, comma-separated"
     )
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         validation_alias="DATABASE_URL",
@@ -208,6 +241,13 @@ class BaseConfig(BaseModel):
         """Whether nobody named a database, so that the service keeps its own."""
         return "SQLALCHEMY_DATABASE_URI" not in self.model_fields_set
 
+    @field_validator("SECRET_KEY_FALLBACKS")
+    @classmethod
+    def _check_fallbacks(cls, keys: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.data.get("SECRET_KEY") in keys:
+            raise ValueError("has the SECRET_KEY itself in it")
+        return keys
+
     @model_validator(mode="after")
     def _check_lifetimes(self) -> Self:
         access = self.TOKEN_EXPIRATION_DAYS * DAY + self.TOKEN_EXPIRATION_SECONDS
@@ -258,6 +298,7 @@ class DevelopmentConfig(BaseConfig):
     DEBUG: ClassVar[bool] = True
 
     SECRET_KEY: str = Field(default_factory=_development_key)
+    SECRET_KEY_FALLBACKS: Keys = ()
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         default_factory=lambda: _embedded("users.db"), validation_alias="DATABASE_URL"
     )
@@ -279,6 +320,7 @@ class TestingConfig(BaseConfig):
     TESTING: ClassVar[bool] = True
 
     SECRET_KEY: str = Field(default_factory=lambda: secrets.token_hex(32))
+    SECRET_KEY_FALLBACKS: Keys = ()
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         default_factory=lambda: _embedded("users_test.db"), validation_alias="DATABASE_TEST_URL"
     )

@@ -1,18 +1,21 @@
-"""How the service talks to its database: two engines, and what their faults mean.
+"""How the service talks to its database: its engines, its schema, and what their faults mean.
 
 `db.session` and `write` write, on the default engine, in transactions. `fetch_one` and `fetch_all`
 read, on an engine of their own in AUTOCOMMIT: one round trip where a transaction would take three.
+A third one with a single connection is there for who asks how the database is (`probe`).
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import flask_migrate
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask
-from sqlalchemy import CursorResult, Engine, Executable, Row, Table, event
+from sqlalchemy import Connection, CursorResult, Engine, Executable, Row, Table, event, inspect
 from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -22,7 +25,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from project import postgresql
 from project.extensions import db, migrate
 
+T = TypeVar("T")
+
 READ = "read"  # the bind key of the reading engine
+PROBE = "probe"  # and of the one that no request waits for, nor takes a connection from
 
 POOL_TIMEOUT = 3  # seconds to wait for a connection of the pool
 POOL_RECYCLE = 1_800  # seconds a connection lives
@@ -66,8 +72,20 @@ def _reading(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Schema(Enum):
+    """How the schema of a database compares with the one that this code was written for."""
+
+    BEHIND = "behind"
+    CURRENT = "current"
+    AHEAD = "ahead"  # newer code has migrated it, and has left the tables that this code knows
+    FOREIGN = "foreign"  # somebody has migrated it to something else
+
+
+USABLE = {Schema.CURRENT, Schema.AHEAD}
+
+
 def init_app(app: Flask) -> None:
-    """Bind `db` and `migrate` to `app`: one engine that writes, one that reads."""
+    """Bind `db` and `migrate` to `app`: engines that write, read and probe."""
     url = app.config["SQLALCHEMY_DATABASE_URI"]
     # As many connections as the server has threads: nobody waits for one who need not.
     pool_size = app.config["GRANIAN_BLOCKING_THREADS"]
@@ -77,6 +95,7 @@ def init_app(app: Flask) -> None:
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options | {"pool_pre_ping": on_postgresql}
     app.config["SQLALCHEMY_BINDS"] = {
         READ: _reading(options) | {"url": url},
+        PROBE: _reading(options) | {"url": url, "pool_size": 1},
     }
     db.init_app(app)
     migrate.init_app(app)
@@ -114,11 +133,37 @@ def _begin_immediate(connection: Any) -> None:
 
 def _migrate_embedded() -> None:
     """Bring the service's own database to the newest schema."""
-    heads = ScriptDirectory(str(migrate.directory)).get_heads()
-    with db.engines[READ].connect() as connection:
-        current = MigrationContext.configure(connection).get_current_heads()
-    if set(current) != set(heads):
+    if schema(db.engines[READ]) not in USABLE:
         flask_migrate.upgrade()
+
+
+def schema(engine: Engine) -> Schema:
+    """Tell what the schema of the database behind `engine` is to this code."""
+    return _ask(engine, _schema)
+
+
+def _schema(connection: Connection) -> Schema:
+    """As `schema`.
+
+    While the service is brought to a newer version, its database is migrated first: a revision that
+    is not among ours is a newer one, if the tables are there that this code works with.
+    """
+    heads, known = revisions()
+    found = set(MigrationContext.configure(connection).get_current_heads())
+    if found >= heads:
+        return Schema.CURRENT
+    if not found or found & known:
+        return Schema.BEHIND
+    tables = inspect(connection).get_table_names()
+    return Schema.AHEAD if set(db.metadata.tables) <= set(tables) else Schema.FOREIGN
+
+
+@cache
+def revisions() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the newest revisions of the schema that this code has, and all of them."""
+    scripts = ScriptDirectory(str(migrate.directory))
+    known = frozenset(script.revision for script in scripts.walk_revisions())
+    return frozenset(scripts.get_heads()), known
 
 
 def fetch_one(statement: Executable, **parameters: object) -> Row[Any] | None:
@@ -133,20 +178,21 @@ def fetch_all(statement: Executable, **parameters: object) -> Sequence[Row[Any]]
     The connection is back in the pool before the caller goes on. When it turns out to be dead
     (the database was restarted), the pool is renewed and the statement sent once more.
     """
-    engine = db.engines[READ]
+    return _ask(
+        db.engines[READ], lambda connection: connection.execute(statement, parameters).all()
+    )
+
+
+def _ask(engine: Engine, question: Callable[[Connection], T]) -> T:
+    """Return what `question` reads; it is put a second time when the connection was dead."""
     try:
-        return _fetch_all(engine, statement, parameters)
+        with engine.connect() as connection:
+            return question(connection)
     except DBAPIError as error:
         if not error.connection_invalidated or isinstance(error.orig, postgresql.AnswerTimeout):
             raise
-    return _fetch_all(engine, statement, parameters)
-
-
-def _fetch_all(
-    engine: Engine, statement: Executable, parameters: dict[str, object]
-) -> Sequence[Row[Any]]:
     with engine.connect() as connection:
-        return connection.execute(statement, parameters).all()
+        return question(connection)
 
 
 def stream(statement: Executable) -> Iterator[Row[Any]]:

@@ -227,6 +227,14 @@ class Busy(ServiceError):
     message = "The service is busy. Please try again."
 
 
+class DatabaseNotMigrated(ServiceError):
+    """The database answers, but its schema is not the one that this code works with."""
+
+    status = 503
+    code = "database_not_migrated"
+    message = "The database has not been migrated yet."
+
+
 class DatabaseUnavailable(ServiceError):
     """The database is away, full, or takes no writes."""
 

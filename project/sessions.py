@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from project import audit, clock, database, identifiers, ratelimit, tokens
-from project.api.models import Session, User, token_lifetime
+from project.api.models import Session, User, token_keys, token_lifetime
 from project.errors import (
     RefreshReused,
     ServiceError,
@@ -198,7 +198,7 @@ def identify(auth_token: str) -> Row[Any]:
     TokenInvalid or TokenExpired for the token itself, TokenOfInactive for its user, SessionEnded.
     """
     now = clock.utcnow()
-    claims = tokens.decode_access(auth_token, key=current_app.config["SECRET_KEY"], now=now)
+    claims = tokens.decode_access(auth_token, keys=token_keys(), now=now)
     if claims.session_id is None:
         raise TokenInvalid
     user = database.fetch_one(
@@ -225,8 +225,7 @@ def refresh(refresh_token: str, origin: audit.Origin) -> Pair:
     """
     attempt = ratelimit.limits().refresh(origin.ip)
     now = clock.utcnow()
-    key = current_app.config["SECRET_KEY"]
-    claims = tokens.decode_refresh(refresh_token, key=key, now=now)
+    claims = tokens.decode_refresh(refresh_token, keys=token_keys(), now=now)
     logged_in_at = datetime.fromtimestamp(claims.logged_in_at, UTC)
     session = db.session.execute(
         _ROTATE,

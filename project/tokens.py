@@ -1,9 +1,11 @@
 """JSON Web Tokens in and out (RFC 7519, JWS compact serialization of RFC 7515).
 
-Pure: the key and the moment come in as arguments. There are two kinds, told apart by the `typ` of
+Pure: the keys and the moment come in as arguments. There are two kinds, told apart by the `typ` of
 the header and by `aud` (RFC 8725, 3.11 and 3.12), so that neither is ever taken for the other.
+One key signs. Others may verify too, in the order in which they are given: no token says which.
 """
 
+import contextlib
 import re
 from datetime import datetime
 from functools import lru_cache
@@ -67,19 +69,19 @@ def encode_refresh(claims: Refresh, *, key: str) -> str:
     return _sign(_REFRESH, claims, session, key)
 
 
-def decode_access(token: str, *, key: str, now: datetime) -> Access:
-    """Return what a genuine auth token says at the moment `now`.
+def decode_access(token: str, *, keys: tuple[str, ...], now: datetime) -> Access:
+    """Return what an auth token that is genuine under one of `keys` says at the moment `now`.
 
     Raises TokenExpired for a genuine token whose `exp` has come, TokenInvalid for all else.
     """
-    claims = _verify_access(token, key)
+    claims = _verify_access(token, keys)
     _check_times(claims, now)
     return claims
 
 
-def decode_refresh(token: str, *, key: str, now: datetime) -> Refresh:
+def decode_refresh(token: str, *, keys: tuple[str, ...], now: datetime) -> Refresh:
     """As `decode_access`, for a refresh token."""
-    claims = _verify_refresh(token, key)
+    claims = _verify_refresh(token, keys)
     _check_times(claims, now)
     return claims
 
@@ -103,15 +105,18 @@ def _sign(kind: _Kind, claims: Access | Refresh, session: dict[str, Any], key: s
 
 
 @lru_cache(REMEMBERED)
-def _verify_access(token: str, key: str) -> Access:
-    """Return what a genuine auth token says, at whatever time; what is refused isn't remembered."""
-    payload, user_id = _verify(_ACCESS, token, key)
+def _verify_access(token: str, keys: tuple[str, ...]) -> Access:
+    """Return what a genuine auth token says, at whatever time; what is refused isn't remembered.
+
+    Nor is what was genuine under keys that are others now.
+    """
+    payload, user_id = _verify(_ACCESS, token, keys)
     session_id = _session_id(payload) if "sid" in payload else None
     return Access(user_id, session_id, _integer(payload, "iat"), _integer(payload, "exp"))
 
 
-def _verify_refresh(token: str, key: str) -> Refresh:
-    payload, user_id = _verify(_REFRESH, token, key)
+def _verify_refresh(token: str, keys: tuple[str, ...]) -> Refresh:
+    payload, user_id = _verify(_REFRESH, token, keys)
     integers = (_integer(payload, claim) for claim in ("gen", "auth_time", "iat", "exp"))
     claims = Refresh(user_id, _session_id(payload), *integers)
     if not (0 <= claims.generation < identifiers.MAX_ID):
@@ -121,7 +126,7 @@ def _verify_refresh(token: str, key: str) -> Refresh:
     return claims
 
 
-def _verify(kind: _Kind, token: str, key: str) -> tuple[dict[str, Any], int]:
+def _verify(kind: _Kind, token: str, keys: tuple[str, ...]) -> tuple[dict[str, Any], int]:
     """Return the payload and the user id of a genuine token; raises TokenInvalid.
 
     The header has to be the very one that `_sign` writes, so that no `kid`, `jku`, `x5u`, `jwk`
@@ -131,19 +136,7 @@ def _verify(kind: _Kind, token: str, key: str) -> tuple[dict[str, Any], int]:
     if len(token) > MAX_LENGTH or not _COMPACT.fullmatch(token):
         raise TokenInvalid
     try:
-        decoded = jwt.decode_complete(
-            token,
-            key,
-            algorithms=[ALGORITHM],
-            audience=kind.audience,
-            options={
-                "require": ["exp", "iat", "sub"],
-                "strict_aud": kind.audience is not None,
-                "verify_exp": False,
-                "verify_iat": False,
-                "verify_nbf": False,
-            },
-        )
+        decoded = _decode(kind, token, keys)
         payload: dict[str, Any] = decoded["payload"]
         user_id = identifiers.parse(payload["sub"])
     except (jwt.PyJWTError, ValueError, RecursionError):
@@ -151,6 +144,29 @@ def _verify(kind: _Kind, token: str, key: str) -> tuple[dict[str, Any], int]:
     if decoded["header"] != {"alg": ALGORITHM, "typ": kind.type} or "nbf" in payload:
         raise TokenInvalid
     return payload, user_id
+
+
+def _decode(kind: _Kind, token: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return header and payload as PyJWT does, by the first of `keys` that the signature fits.
+
+    What else may be wrong with a token is wrong under every key, and ends the search.
+    """
+    for key in keys:
+        with contextlib.suppress(jwt.InvalidSignatureError):
+            return jwt.decode_complete(
+                token,
+                key,
+                algorithms=[ALGORITHM],
+                audience=kind.audience,
+                options={
+                    "require": ["exp", "iat", "sub"],
+                    "strict_aud": kind.audience is not None,
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                },
+            )
+    raise TokenInvalid
 
 
 def _integer(payload: dict[str, Any], claim: str) -> int:

@@ -62,8 +62,8 @@ class Done(Success):
     message: str
 
 
-class Pong(Done):
-    """The process answers, whatever the database does."""
+class Probe(Done):
+    """What a balancer asks for: without a token, in the clear too, and as often as it likes."""
 
 
 class Tokens(Done):

@@ -9,6 +9,7 @@ from flask import Flask, current_app, request
 from project.api.responses import Response
 from project.errors import HttpsRequired
 
+_IN_THE_CLEAR = {"/ping", "/health/live", "/health/ready"}
 _STRICT_TRANSPORT_SECURITY = "max-age=63072000; includeSubDomains"  # two years
 _EXPOSED = "WWW-Authenticate, Retry-After, Link"
 _PREFLIGHT = {
@@ -29,13 +30,13 @@ def init_app(app: Flask) -> None:
 
 
 def refuse_plain_http() -> None:
-    """Let in what came by https, and /ping; raises HttpsRequired.
+    """Let in what came by https, and questions about health; raises HttpsRequired.
 
     To redirect would make a client that leaks its token or password with every request work, and
-    nobody would notice; refused, it is repaired the day it is written. /ping has nothing to leak,
-    and is asked by a balancer or container next door, without TLS.
+    nobody would notice; refused, it is repaired the day it is written. _IN_THE_CLEAR have nothing
+    to leak, and are asked by a balancer or container next door, without TLS.
     """
-    if not request.is_secure and request.path != "/ping":
+    if not request.is_secure and request.path not in _IN_THE_CLEAR:
         raise HttpsRequired
 
 

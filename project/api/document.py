@@ -38,6 +38,7 @@ _POLICY = (
 _WITH_ERRORS = {errors.InvalidPayload, errors.UserExists, errors.EmailExists}
 _TAGS = {
     "auth": "Register, log in, and everything about the caller's own sessions.",
+    "health": "Whether the process answers, and may be sent requests.",
     "users": "The users, and what happened to their accounts.",
 }
 _DESCRIPTION = """\
@@ -194,7 +195,7 @@ def _refusals(
         refusals |= {errors.InvalidPayload, errors.PayloadTooLarge}
     if "query" in takes:
         refusals.add(errors.InvalidPayload)
-    if view.answers.model is not answers.Pong:
+    if view.answers.model is not answers.Probe:
         refusals |= {errors.DatabaseUnavailable, errors.HttpsRequired}
     return refusals
 

@@ -66,6 +66,12 @@ def token_lifetime() -> int:
     return int(config["TOKEN_EXPIRATION_DAYS"] * DAY + config["TOKEN_EXPIRATION_SECONDS"])
 
 
+def token_keys() -> tuple[str, ...]:
+    """Return the keys that a token may be signed with: first the one that signs, then old ones."""
+    config = current_app.config
+    return config["SECRET_KEY"], *config["SECRET_KEY_FALLBACKS"]
+
+
 class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
     """Somebody who can log in."""
 
@@ -113,9 +119,8 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
 
         Whether its session lives is not asked.
         """
-        key = current_app.config["SECRET_KEY"]
         try:
-            return tokens.decode_access(auth_token, key=key, now=clock.utcnow()).user_id
+            return tokens.decode_access(auth_token, keys=token_keys(), now=clock.utcnow()).user_id
         except (TokenExpired, TokenInvalid) as error:
             return error.message
 

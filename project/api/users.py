@@ -19,7 +19,7 @@ users_blueprint = APIBlueprint("users", __name__)
 
 
 @users_blueprint.get("/ping")
-@answers.has(200, answers.Pong)
+@answers.has(200, answers.Probe)
 def ping_pong() -> Response:
     """Say that the process answers; nothing else is asked."""
     return success(message="pong!")

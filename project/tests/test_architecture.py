@@ -12,7 +12,7 @@ FLOORS = [
     {"config", "extensions", "password_rules", "proxies"},
     {"bulkhead", "logs", "postgresql", "tokens"},
     {"database"},
-    {"passwords"},
+    {"passwords", "readiness"},
     {"api.models"},
     {"audit", "ratelimit"},
     {"sessions"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"api.answers"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
     {"api.browsers", "api.error_handlers", "records"},
-    {"api.auth", "api.document", "api.users", "transfer"},
+    {"api.auth", "api.document", "api.health", "api.users", "transfer"},
     {""},  # project/__init__.py, which makes the application
 ]
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}

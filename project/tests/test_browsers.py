@@ -281,12 +281,16 @@ class TestHttpsAlone(BrowserTestCase):
             with self.subTest(header):
                 self.assert_refused(self.client.get("/users", headers={header: value}))
 
-    def test_ping(self) -> None:
-        """Who only asks whether the process answers may ask in the clear."""
-        response = self.get("/ping")
+    def test_health(self) -> None:
+        """Who only asks how the service is may ask in the clear, and nothing beside that."""
+        for path in ("/ping", "/health/live", "/health/ready"):
+            with self.subTest(path):
+                response = self.get(path)
 
-        self.assertEqual(200, response.status_code)
-        self.assertEqual(HSTS, response.headers["Strict-Transport-Security"])
+                self.assertEqual(200, response.status_code)
+                self.assertEqual(HSTS, response.headers["Strict-Transport-Security"])
+                self.assert_refused(self.get(f"{path}/"))
+        self.assert_refused(self.get("/health"))
 
     def test_https(self) -> None:
         """What comes by https is answered as ever."""

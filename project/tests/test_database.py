@@ -49,8 +49,8 @@ class ScratchTestCase(BaseTestCase):
 
 
 @unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
-class TestFarAway(ScratchTestCase):
-    """PostgreSQL behind a proxy that counts, hangs and breaks."""
+class FarAwayTestCase(ScratchTestCase):
+    """A test of PostgreSQL behind a proxy that counts, hangs and breaks."""
 
     def reach(self, url: str) -> str:
         """Go through the proxy."""
@@ -67,6 +67,10 @@ class TestFarAway(ScratchTestCase):
         self.proxy.clear()
         call()
         return self.proxy.statements
+
+
+class TestFarAway(FarAwayTestCase):
+    """What requests cost, and what becomes of them while the database is not itself."""
 
     def test_reading_requests_cost_one_statement(self) -> None:
         """Status, a user and a page of users are one prepared SELECT, in no transaction."""
@@ -200,8 +204,8 @@ class TestFarAway(ScratchTestCase):
         self.assertLess(2 * postgresql.ANSWER_TIMEOUT, 5)
         self.assertLessEqual(database.POOL_TIMEOUT, 5)
         self.assertEqual(postgresql.ANSWER_TIMEOUT, postgresql.PatientConnection.answer_timeout)
-        for engine in db.engines.values():
-            pool: Any = engine.pool
+        for name in (None, database.READ):
+            pool: Any = db.engines[name].pool
             self.assertEqual(self.app.config["GRANIAN_BLOCKING_THREADS"], pool.size())
             self.assertEqual(database.POOL_TIMEOUT, pool.timeout())
             self.assertEqual(0, pool._max_overflow)

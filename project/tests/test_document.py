@@ -156,6 +156,8 @@ class TestExamples(BaseTestCase):
         refresh = {"refresh_token": pair["refresh_token"]}
         token = self.call("refresh_tokens", 200, "/auth/refresh", refresh)["auth_token"]
         self.call("ping_pong", 200, "/ping")
+        self.call("get_liveness", 200, "/health/live")
+        self.call("get_readiness", 200, "/health/ready")
         self.call("get_user_status", 200, "/auth/status", token=token)
         sessions = self.call("list_sessions", 200, "/auth/sessions", token=token)
         other = next(one for one in sessions["data"]["sessions"] if not one["current"])
