@@ -209,6 +209,15 @@ class TestRecords(unittest.TestCase):
                 self.assertEqual([] if as_csv else [2], [r.line for r in found if r.user])
                 self.assertLess(peak, 2_000_000)
 
+    def test_rows_are_bounded(self) -> None:
+        """A quoted row may go on over many lines, but not for ever."""
+        endless = HEADER + b'"' + b"x\n" * MAX_BYTES
+
+        found = read(endless, as_csv=True)
+
+        reason = f"is longer than {MAX_BYTES:,} bytes; nothing after it was read"
+        self.assertEqual([(2, {"it": reason})], [(r.line, r.errors) for r in found])
+
     def test_nothing_is_repeated(self) -> None:
         """No refusal shows a hash, or a control character, from wherever in the line."""
         for number, content in enumerate(
