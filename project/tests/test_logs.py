@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import re
 import sys
 import unittest
@@ -143,6 +144,15 @@ class TestForms(BaseTestCase):
                 )
                 self.assertEqual([f"/ping{trick}"], [each["path"] for each in self.faults(lines)])
                 self.assertNotIn(TEXT, lines.getvalue())
+
+    def test_access_log(self) -> None:
+        """The server's own, which is given paths as they were meant, writes them in one line."""
+        log = logging.getLogger("granian.access")
+        for trick in TRICKS:
+            with self.subTest(trick=trick), self.assertLogs(log) as caught:
+                log.info('"%(path)s" %(status)d', {"path": trick, "status": 404})
+
+                self.assertEqual(f"{json.dumps(trick)} 404", caught.records[0].getMessage())
 
 
 def refresh_of(pair: dict[str, str]) -> dict[str, str]:
