@@ -3,13 +3,24 @@
 But for one that takes more than the field itself: `password_rules` says what is a good password.
 """
 
+import base64
 import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from project import identifiers, passwords
@@ -29,8 +40,12 @@ def _refuse(text: str) -> PydanticCustomError:
     return PydanticCustomError("refused", text)
 
 
+def _has_controls(text: str) -> bool:
+    return any(unicodedata.category(character) == "Cc" for character in text)
+
+
 def _username(text: str) -> str:
-    if any(unicodedata.category(character) == "Cc" for character in text):
+    if _has_controls(text):
         raise _refuse("must not contain control characters")
     trimmed = text.strip()
     # Normalizing takes the square of the length, so the column's length comes first.
@@ -86,6 +101,36 @@ class Credentials(Body):
 
     email: Email
     password: Password
+
+
+class UserChange(Body):
+    """What is to be different about a user: at least one of the four.
+
+    Whose own account it is gives `current_password` too.
+    """
+
+    username: Username = Field(default_factory=str)
+    email: Email = Field(default_factory=str)
+    active: bool = Field(default_factory=bool)
+    admin: bool = Field(default_factory=bool)
+    current_password: Password | None = None
+
+    @property
+    def changes(self) -> dict[str, str | bool]:
+        """What was sent, but for the password."""
+        return self.model_dump(exclude_unset=True, exclude={"current_password"})
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.changes:
+            raise _refuse("must have a username, email, active or admin")
+        return self
+
+
+class AccountDeletion(Body):
+    """Somebody who wants to be forgotten."""
+
+    current_password: Password
 
 
 class RefreshToken(Body):
@@ -151,6 +196,34 @@ class Cursor(NamedTuple):
         return f"{(self.created_at - _EPOCH) // timedelta(microseconds=1)}-{self.row_id}"
 
 
+class NameCursor(NamedTuple):
+    """The place in a search after which a page begins: a name that matched, or just did not."""
+
+    name: str
+    is_email: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the cursor that `str()` wrote; raises a validation error for all else."""
+        try:
+            name = base64.b64decode(text[1:], altchars=b"-_", validate=True).decode()
+            cursor = cls(name, text[:1] == "e")
+        except ValueError:
+            cursor = cls("", False)
+        if (
+            str(cursor) != text
+            or len(cursor.name) > MAX_STORED_USERNAME
+            or _has_controls(cursor.name)
+        ):
+            raise _refuse("must be a cursor that a page gave")
+        return cursor
+
+    def __str__(self) -> str:
+        """Return the kind of name, and the name in base64url."""
+        kind = "e" if self.is_email else "u"
+        return kind + base64.urlsafe_b64encode(self.name.encode()).decode()
+
+
 def _event_cursor(text: str) -> Cursor:
     return Cursor.parse(text, identifiers.MAX_EVENT_ID)
 
@@ -175,10 +248,29 @@ def _query_schema(query: type[Query], *args: Any, **kwargs: Any) -> dict[str, An
     return super(Query, query).model_json_schema(*args, **kwargs)
 
 
+Limit = Annotated[int, BeforeValidator(_digits), Field(ge=1, le=500)]
+
+
+class UsersPage(Query):
+    """Which users to list: all, or those one of whose names begins with `query`.
+
+    At most `limit`, those that come after the cursor, which is one of the same list.
+    """
+
+    query: Username | None = None
+    limit: Limit = 50
+    after: Any = Field(None, json_schema_extra={"type": "string"})  # a Cursor or a NameCursor
+
+    @field_validator("after", mode="plain")
+    @classmethod
+    def _parse_cursor(cls, text: str, others: ValidationInfo) -> Cursor | NameCursor:
+        return NameCursor.parse(text) if others.data.get("query") else Cursor.parse(text)
+
+
 class Page(Query):
     """Which rows to list: at most `limit`, those that come after the cursor."""
 
-    limit: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=500)] = 50
+    limit: Limit = 50
     after: Annotated[Cursor | None, BeforeValidator(Cursor.parse)] = None
 
 

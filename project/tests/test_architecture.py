@@ -17,6 +17,7 @@ FLOORS = [
     {"audit", "ratelimit"},
     {"sessions"},
     {"accounts"},
+    {"care"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
     {"api.browsers", "api.error_handlers"},
     {"api.auth", "api.users"},
