@@ -40,11 +40,12 @@ class _Account(NamedTuple):
     is_last_admin: bool
     about: dict[str, Any]  # what every event of this act has
     attempt: ratelimit.Attempt
+    refused: audit.Kind  # what a refusal is called
 
-    def refuse(self, kind: audit.Kind, error: ServiceError, why: str) -> NoReturn:
-        """Refuse what somebody would do who had the right password, or needed none."""
+    def refuse(self, error: ServiceError, why: str) -> NoReturn:
+        """Refuse what somebody would do who gave the right password, or needed none."""
         self.attempt.succeed()
-        audit.refuse(error, kind, **self.about, why=why)
+        audit.refuse(error, self.refused, **self.about, why=why)
 
 
 def change(
@@ -52,6 +53,7 @@ def change(
     changes: Mapping[str, str | bool],
     caller: Row[Any],
     origin: audit.Origin,
+    *,
     password: str | None,
 ) -> Row[Any]:
     """Change the username, email, `active` or `admin` of a user, and return them as they are now.
@@ -76,12 +78,12 @@ def change(
     before = account.user
     different = {name: value for name, value in changes.items() if getattr(before, name) != value}
     if account.is_last_admin and PRIVILEGES & different.keys():
-        account.refuse(refused, LastAdmin(), "last_admin")
+        account.refuse(LastAdmin(), "last_admin")
     try:
         after = _update(user_id, different)
     except IntegrityError as error:
         field = accounts.taken(error)
-        account.refuse(refused, _TAKEN[field](errors={field: "is taken"}), f"{field}_taken")
+        account.refuse(_TAKEN[field](errors={field: "is taken"}), f"{field}_taken")
     _record(user_id, different, account.about)
     account.attempt.succeed()
     if after.email != before.email:
@@ -89,16 +91,15 @@ def change(
     return after
 
 
-def delete(user_id: int, caller: Row[Any], origin: audit.Origin, password: str | None) -> None:
+def delete(user_id: int, caller: Row[Any], origin: audit.Origin, *, password: str | None) -> None:
     """Delete a user, their sessions, and all that names them; events stay without the person.
 
     `caller` is as for `change`. Raises LastAdmin, and what `_take` raises.
     """
-    refused = audit.Kind.DELETION_REFUSED
-    account = _take(user_id, caller, origin, password, refused)
+    account = _take(user_id, caller, origin, password, audit.Kind.DELETION_REFUSED)
     if account.is_last_admin:
-        account.refuse(refused, LastAdmin(), "last_admin")
-    # First the sessions: who is refreshing one has then recorded it.
+        account.refuse(LastAdmin(), "last_admin")
+    # First the sessions: whoever is refreshing one has recorded it then.
     sessions.end_all(user_id)
     audit.erase(user_id)
     account.attempt.succeed()
@@ -122,7 +123,7 @@ def _take(
     about = _about(user_id, caller, origin)
     if user_id != caller.id:
         attempt = ratelimit.Off().login(caller.email, origin.ip)
-        return _Account(*_lock(user_id, caller), about, attempt)
+        return _Account(*_lock(user_id, caller), about, attempt, refused)
     if password is None:
         raise InvalidPayload(errors={"current_password": "is required"})
     attempt = ratelimit.limits().login(caller.email, origin.ip)
@@ -132,7 +133,7 @@ def _take(
         stored = next(verified)
         user, is_last_admin = _lock(user_id, caller)
         if user.password == stored:
-            return _Account(user, is_last_admin, about, attempt)
+            return _Account(user, is_last_admin, about, attempt, refused)
 
 
 def _about(user_id: int, caller: Row[Any], origin: audit.Origin) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class UserChange(Body):
     email: Email = Field(default_factory=str)
     active: bool = Field(default_factory=bool)
     admin: bool = Field(default_factory=bool)
-    current_password: Password | None = None
+    current_password: Password = Field(default_factory=str)
 
     @property
     def changes(self) -> dict[str, str | bool]:
@@ -207,15 +207,12 @@ class NameCursor(NamedTuple):
         """Return the cursor that `str()` wrote; raises a validation error for all else."""
         try:
             name = base64.b64decode(text[1:], altchars=b"-_", validate=True).decode()
-            cursor = cls(name, text[:1] == "e")
+            cursor = cls(name, text.startswith("e"))
+            possible = 1 <= len(name) <= MAX_STORED_USERNAME and not _has_controls(name)
+            if str(cursor) != text or not possible:
+                raise ValueError(text)
         except ValueError:
-            cursor = cls("", False)
-        if (
-            str(cursor) != text
-            or len(cursor.name) > MAX_STORED_USERNAME
-            or _has_controls(cursor.name)
-        ):
-            raise _refuse("must be a cursor that a page gave")
+            raise _refuse("must be a cursor that a page gave") from None
         return cursor
 
     def __str__(self) -> str:

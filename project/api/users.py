@@ -78,7 +78,8 @@ def change_user(path: UserPath, body: UserChange) -> Response:
     account; an admin who changes another needs none. Deactivating a user ends their sessions, and
     so does activating them again. The last active admin can be neither deactivated nor demoted.
     """
-    user = care.change(path.user_id, body.changes, g.user, requests.origin(), body.current_password)
+    password = body.current_password or None
+    user = care.change(path.user_id, body.changes, g.user, requests.origin(), password=password)
     db.session.commit()
     return success(message="User changed.", data=user._asdict())
 
