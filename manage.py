@@ -227,12 +227,14 @@ def end_sessions(email: str) -> None:
 
 @manager.command
 def purge() -> None:
-    """Delete what is over: sessions and events, a few at a time, and counts of attempts."""
+    """Delete what is over: sessions, events, and those deleted from events; counts of attempts."""
     ended = _delete_all(sessions.delete_expired)
     events = _delete_all(audit.delete_expired)
+    erased = _delete_all(audit.erase_rest)
     counts = ratelimit.delete_expired()
     db.session.commit()
     print(f"Expired sessions deleted: {ended}; events: {events}; counts of attempts: {counts}.")
+    print(f"Events that no more name whoever was deleted: {erased}.")
 
 
 def _delete_all(delete_some: Callable[[], int]) -> int:

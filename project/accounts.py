@@ -1,18 +1,29 @@
-"""Accounts: register, add, log in, change the password, deactivate, find, list.
+"""Accounts: register, add, log in, change the password, deactivate, find, list, search.
 
 Functions here write and may flush; the caller commits, but for what goes with a refusal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NoReturn
 
-from sqlalchemy import Row, bindparam, select, tuple_, update
+from sqlalchemy import (
+    Row,
+    Select,
+    SQLColumnExpression,
+    bindparam,
+    false,
+    select,
+    true,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from project import audit, clock, database, passwords, ratelimit, sessions
-from project.api.models import User
+from project.api.models import User, username_key
 from project.errors import (
     AccountInactive,
     Busy,
@@ -34,13 +45,38 @@ _CREDENTIALS = select(
     User.id, User.password, User.active, sessions.HAS_EXPIRED.label("has_expired_sessions")
 ).where(User.email == bindparam("email"))
 _PASSWORD = select(User.password).where(User.id == bindparam("user_id"), User.active)
-_PUBLIC = select(User.id, User.username, User.email, User.created_at)
 _BY_EMAIL = select(User.id).where(User.email == bindparam("email"))
-_BY_ID = _PUBLIC.where(User.id == bindparam("user_id"))
-_NEWEST = _PUBLIC.order_by(User.created_at.desc(), User.id.desc()).limit(bindparam("limit"))
-_NEWEST_AFTER = _NEWEST.where(
-    tuple_(User.created_at, User.id)
-    < tuple_(bindparam("created_at", type_=User.created_at.type), bindparam("user_id"))
+# By whether `active` and `admin` are shown too.
+_PUBLIC: list[Any] = [User.id, User.username, User.email, User.created_at]
+_FULL = [*_PUBLIC, User.active, User.admin]
+_SHOWN: dict[bool, Select[Any]] = {False: select(*_PUBLIC), True: select(*_FULL)}
+_BY_ID = {full: shown.where(User.id == bindparam("user_id")) for full, shown in _SHOWN.items()}
+_NEWEST = {
+    full: shown.order_by(User.created_at.desc(), User.id.desc()).limit(bindparam("limit"))
+    for full, shown in _SHOWN.items()
+}
+_AFTER = tuple_(User.created_at, User.id) < tuple_(
+    bindparam("created_at", type_=User.created_at.type), bindparam("user_id")
+)
+_NEWEST_AFTER = {full: newest.where(_AFTER) for full, newest in _NEWEST.items()}
+
+# A place in the order of all names, those of users and their emails: the name, and whether it is
+# an email. They are ordered by code points, in both databases as in Python.
+Place = tuple[str, bool]
+
+
+def _names(name: SQLColumnExpression[str], is_email: SQLColumnExpression[bool]) -> Select[Any]:
+    entries = _SHOWN[True].add_columns(
+        User.username_key, name.label("name"), is_email.label("is_email")
+    )
+    start = name >= bindparam("start")
+    return select(entries.where(start).order_by(name).limit(bindparam("limit")).subquery())
+
+
+_NAMES = (
+    union_all(_names(User.username_key, false()), _names(User.email, true()))
+    .order_by("name", "is_email")
+    .limit(bindparam("limit"))
 )
 
 
@@ -101,19 +137,20 @@ def _insert(
     try:
         db.session.flush()
     except IntegrityError as error:
-        violated = _violated_constraint(error)
-        if "username_key" in violated:
-            raise username_taken from None
-        if "email" in violated:
-            raise email_taken from None
-        raise
+        raise {"username": username_taken, "email": email_taken}[taken(error)] from None
     return user
 
 
-def _violated_constraint(error: IntegrityError) -> str:
-    """Return a text that names the constraint on PostgreSQL, the column on SQLite, and no value."""
+def taken(error: IntegrityError) -> Literal["username", "email"]:
+    """Return what somebody else has already; raises `error` when it is about anything else."""
     diagnostics = getattr(error.orig, "diag", None)
-    return str(diagnostics.constraint_name if diagnostics else error.orig)
+    # A text that names the constraint on PostgreSQL, the column on SQLite, and no value.
+    violated = str(diagnostics.constraint_name if diagnostics else error.orig)
+    if "username_key" in violated:
+        return "username"
+    if "email" in violated:
+        return "email"
+    raise error
 
 
 def log_in(email: str, password: str, origin: audit.Origin) -> sessions.Pair:
@@ -175,35 +212,36 @@ def change_password(
     """
     passwords.check_new(new, user.username, user.email, field="new_password")
     attempt = ratelimit.limits().login(user.email, origin.ip)
+    about = {"origin": origin, "user_id": user.id, "session_id": user.session_id}
+    refuse = partial(audit.refuse, kind=audit.Kind.PASSWORD_CHANGE_REFUSED, **about)
     hashed = None
+    for stored in confirm(user.id, current, attempt, refuse):
+        hashed = hashed or passwords.hash(new)
+        if _replace_password(user.id, stored, hashed):
+            break
+    sessions.hold(user.id, user.session_id)
+    ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
+    attempt.succeed()
+    audit.record(audit.Kind.PASSWORD_CHANGED, **about, sessions=ended)
+
+
+def confirm(
+    user_id: int, password: str, attempt: ratelimit.Attempt, refuse: Callable[..., NoReturn]
+) -> Iterator[str]:
+    """Yield the hash against which a user's password was just verified, in no transaction.
+
+    The caller then sees in a transaction whether it is still theirs, and asks for the next one
+    when somebody has changed it under the check. Raises TokenOfInactive when the user is gone or
+    deactivated, Busy when this has no end; refuses with WrongPassword.
+    """
     for _ in range(_ATTEMPTS):
-        stored = database.fetch_one(_PASSWORD, user_id=user.id)
+        stored = database.fetch_one(_PASSWORD, user_id=user_id)
         if stored is None:
             raise TokenOfInactive
-        if not passwords.verify(stored.password, current):
-            audit.refuse(
-                WrongPassword(),
-                audit.Kind.PASSWORD_CHANGE_REFUSED,
-                origin,
-                user_id=user.id,
-                session_id=user.session_id,
-                why="wrong_password",
-                pause=attempt.pause,
-            )
-        hashed = hashed or passwords.hash(new)
-        if _replace_password(user.id, stored.password, hashed):
-            sessions.hold(user.id, user.session_id)
-            ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
-            attempt.succeed()
-            audit.record(
-                audit.Kind.PASSWORD_CHANGED,
-                origin,
-                user_id=user.id,
-                session_id=user.session_id,
-                sessions=ended,
-            )
-            return
-        db.session.rollback()  # somebody changed it while it was checked
+        if not passwords.verify(stored.password, password):
+            refuse(WrongPassword(), why="wrong_password", pause=attempt.pause)
+        yield stored.password
+        db.session.rollback()
     raise Busy(retry_after=1)
 
 
@@ -236,21 +274,66 @@ def find_by_email(email: str) -> int:
     return int(user.id)
 
 
-def find(user_id: int) -> Row[Any]:
-    """Return id, username, email and created_at of a user; raises UserNotFound."""
-    user = database.fetch_one(_BY_ID, user_id=user_id)
+def find(user_id: int, *, full: bool = False) -> Row[Any]:
+    """Return id, username, email and created_at of a user; raises UserNotFound.
+
+    And `active` and `admin`, if it is to be `full`.
+    """
+    user = database.fetch_one(_BY_ID[full], user_id=user_id)
     if user is None:
         raise UserNotFound
     return user
 
 
-def newest(limit: int, after: tuple[datetime, int] | None = None) -> Sequence[Row[Any]]:
+def newest(
+    limit: int, after: tuple[datetime, int] | None = None, *, full: bool = False
+) -> Sequence[Row[Any]]:
     """Return at most `limit` users as `find` does, the newest first.
 
     `after` is the created_at and id of a user: the list goes on behind that one. The cost is
     that of `limit` rows of an index, however many users there are.
     """
     if after is None:
-        return database.fetch_all(_NEWEST, limit=limit)
+        return database.fetch_all(_NEWEST[full], limit=limit)
     created_at, user_id = after
-    return database.fetch_all(_NEWEST_AFTER, limit=limit, created_at=created_at, user_id=user_id)
+    return database.fetch_all(
+        _NEWEST_AFTER[full], limit=limit, created_at=created_at, user_id=user_id
+    )
+
+
+def search(
+    query: str, limit: int, after: Place | None, origin: audit.Origin, *, full: bool = False
+) -> tuple[Sequence[dict[str, Any]], Place | None]:
+    """Return the users whose username or email begins with `query`, and where the list goes on.
+
+    At most `limit`, with what `find` returns of them, in the order of the names that match, without
+    regard to case. Whoever matches by both names is listed once, at the first; so there may be
+    fewer than `limit` although the list goes on. The cost is that of some 2 * `limit` rows of each
+    of two indexes, however many match. If the caller is known it is recorded that they searched.
+    """
+    prefix = username_key(query)
+    start = after or ("", False)
+    # Everybody may come twice, and there are at most two entries to leave out: those at `start`.
+    size = 2 * limit + 3
+    rows = database.fetch_all(_NAMES, start=max(start[0], prefix), limit=size)
+    found = [row for row in rows if _place(row) == _first(row, prefix) and _place(row) > start]
+    page, more = found[:limit], found[limit:]
+    following = None
+    if more:
+        following = _place(page[-1])
+    elif len(rows) == size and rows[-1].name.startswith(prefix):
+        following = _place(rows[-1])
+    if origin.actor_id is not None:
+        audit.record(audit.Kind.USERS_SEARCHED, origin, user_id=None, users=len(page))
+    columns = _SHOWN[full].selected_columns.keys()
+    return [{name: getattr(row, name) for name in columns} for row in page], following
+
+
+def _place(row: Row[Any]) -> Place:
+    return row.name, row.is_email
+
+
+def _first(row: Row[Any], prefix: str) -> Place | None:
+    """Return the first place of a user among the names with this prefix, if they have one."""
+    places = (row.username_key, False), (row.email, True)
+    return min((place for place in places if place[0].startswith(prefix)), default=None)

@@ -4,6 +4,7 @@ An event is a row, written in the transaction of what it tells of, so that neith
 the other. A refusal has its own, committed before it is raised.
 No password, hash or token is ever in one, nor anything else that a client typed, since people
 mistake the field for the password; what a client calls itself is cut and made printable.
+When a user is deleted their events stay, and say no more whose they were.
 """
 
 import time
@@ -14,11 +15,24 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import structlog
 from flask import current_app
-from sqlalchemy import Row, Select, Table, bindparam, delete, event, insert, select, tuple_
+from sqlalchemy import (
+    Column,
+    Row,
+    Select,
+    Table,
+    bindparam,
+    case,
+    delete,
+    event,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import Session as DatabaseSession
 
 from project import clock, database
-from project.api.models import Event
+from project.api.models import Erasure, Event
 from project.errors import ServiceError
 from project.extensions import db
 
@@ -26,6 +40,9 @@ log = structlog.get_logger()
 
 PAGE = 500  # events that are read at once
 DELETED_AT_ONCE = 1_000
+ERASED_AT_ONCE = 1_000
+# How long after a user is deleted a request that knew them before may still record an event.
+ERASURE_OVERLAP = timedelta(hours=1)
 FOLLOW_INTERVAL = 0.5  # seconds between two looks for new events
 # How long a transaction may take whose events are seen only when it is over.
 FOLLOW_OVERLAP = timedelta(seconds=30)
@@ -36,7 +53,7 @@ class Kind(StrEnum):
     """Everything that the trail tells of, and the details of it.
 
     `sessions` is how many were ended by it, `pause` how many seconds the account or the address has
-    to rest now.
+    to rest now, `users` how many were shown.
     """
 
     REGISTERED = auto()
@@ -54,8 +71,16 @@ class Kind(StrEnum):
     PASSWORD_CHANGE_REFUSED = auto()  # why: wrong_password; pause
     USERS_IMPORTED = auto()  # users: how many, of one batch
     USERS_EXPORTED = auto()  # their hashes too
+    USER_CHANGED = auto()  # fields: username, email or both
+    USER_CHANGE_REFUSED = auto()  # why: wrong_password, *_taken, last_admin; pause
     USER_DEACTIVATED = auto()
     USER_ACTIVATED = auto()
+    ADMIN_GRANTED = auto()
+    ADMIN_REVOKED = auto()
+    USER_DELETED = auto()  # by an admin; nothing says whom
+    ACCOUNT_DELETED = auto()  # by its user; nothing says whose
+    DELETION_REFUSED = auto()  # why: wrong_password, last_admin; pause
+    USERS_SEARCHED = auto()  # users
 
 
 class Origin(NamedTuple):
@@ -67,7 +92,11 @@ class Origin(NamedTuple):
     actor_id: int | None = None  # the user who is calling
 
 
+NOWHERE = Origin(None, "")  # of those who are to be named no more
+
+
 _events = cast(Table, Event.__table__)
+_erasures = cast(Table, Erasure.__table__)
 _PUBLIC = select(*(column for column in _events.c if column.name != "user_id"))
 _NEWEST = (
     _PUBLIC.where(_events.c.user_id == bindparam("user_id"))
@@ -183,3 +212,66 @@ def delete_expired() -> int:
         .with_for_update(skip_locked=True)
     )
     return database.write(delete(_events).where(_events.c.id.in_(expired)))
+
+
+def erase(user_id: int) -> None:
+    """Take a user, who is being deleted, out of their newest events; `erase_rest` does the others.
+
+    Out of those about them, and out of those about others that they did.
+    """
+    db.session.execute(insert(_erasures).values(user_id=user_id, erased_at=clock.utcnow()))
+    _erase_some(user_id)
+
+
+def erase_rest() -> int:
+    """Take those who were deleted out of more of their events; return how many, 0 at the end.
+
+    That includes events of requests that were under way when their user was deleted.
+    """
+    erased = sum(map(_erase_some, db.session.scalars(select(_erasures.c.user_id)).all()))
+    if not erased:
+        over = _erasures.c.erased_at <= clock.utcnow() - ERASURE_OVERLAP
+        # One look into an index for each: a limit keeps PostgreSQL from joining the whole table.
+        unnamed = [
+            select(_events.c.id)
+            .where(column == _erasures.c.user_id)
+            .limit(1)
+            .scalar_subquery()
+            .is_(None)
+            for column in (_events.c.user_id, _events.c.actor_id)
+        ]
+        database.write(delete(_erasures).where(over, *unnamed))
+    return erased
+
+
+def _erase_some(user_id: int) -> int:
+    """Take a user out of at most ERASED_AT_ONCE events about them, and as many that they did.
+
+    Nobody waits for events that somebody else is changing; these are left to `erase_rest`.
+    """
+    columns = _events.c
+    by_another = columns.actor_id.is_not(None)  # then that is where it came from
+    about_them: dict[Column[Any], Any] = {
+        columns.user_id: None,
+        columns.session_id: None,
+        columns.ip: case((by_another, columns.ip)),
+        columns.user_agent: case((by_another, columns.user_agent), else_=""),
+        columns.request_id: case((by_another, columns.request_id)),
+    }
+    done_by_them: dict[Column[Any], Any] = {
+        columns.actor_id: None,
+        columns.ip: None,
+        columns.user_agent: "",
+        columns.request_id: None,
+    }
+    erased = 0
+    for column, values in ((columns.user_id, about_them), (columns.actor_id, done_by_them)):
+        newest = (
+            select(columns.id)
+            .where(column == user_id)
+            .order_by(columns.created_at.desc(), columns.id.desc())
+            .limit(ERASED_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+        erased += database.write(update(_events).where(columns.id.in_(newest)).values(values))
+    return erased

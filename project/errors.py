@@ -140,6 +140,14 @@ class WrongPassword(ServiceError):
     message = "Current password is wrong."
 
 
+class LastAdmin(ServiceError):
+    """Somebody would delete, deactivate or demote the only active admin there is."""
+
+    status = 400
+    code = "last_admin"
+    message = "There has to be another active admin first."
+
+
 # Who is calling
 
 

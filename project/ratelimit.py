@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol, cast
 
 from flask import Flask, current_app
-from sqlalchemy import Connection, Table, case, delete, select, update
+from sqlalchemy import Connection, Table, case, delete, literal, select, update
 
 from project import addresses, clock, database
 from project.api.models import KnownAddress, Throttle
@@ -260,6 +260,30 @@ def init_app(app: Flask) -> None:
 def limits() -> Limits:
     """Return what limits attempts in the present application."""
     return cast(Limits, current_app.extensions["ratelimit"])
+
+
+def rename(old: str, new: str) -> None:
+    """Let an account whose email changes stay known at its addresses, and forget the old email."""
+    _forget_counts(old)
+    # Whoever had the new email before was somebody else.
+    database.write(delete(_known).where(_known.c.account == _account(new)))
+    known = update(_known).where(_known.c.account == _account(old))
+    database.write(known.values(account=_account(new)))
+
+
+def forget(email: str) -> None:
+    """Delete all that is counted and known of an account."""
+    _forget_counts(email)
+    database.write(delete(_known).where(_known.c.account == _account(email)))
+
+
+def _forget_counts(email: str) -> None:
+    account = f"login:{_account(email)}"
+    at_addresses = select(literal(f"{account}@") + _known.c.network).where(
+        _known.c.account == _account(email)
+    )
+    database.write(delete(_throttles).where(_throttles.c.key == account))
+    database.write(delete(_throttles).where(_throttles.c.key.in_(at_addresses)))
 
 
 def delete_expired() -> int:

@@ -83,6 +83,20 @@ class User(_Object):
     created_at: datetime
 
 
+class ListedUser(User):
+    """A user; an admin is told more."""
+
+    active: bool = True
+    admin: bool = False
+
+
+class FullUser(User):
+    """A user, with their rights."""
+
+    active: bool
+    admin: bool
+
+
 class Caller(User):
     """Who is calling."""
 
@@ -124,7 +138,7 @@ class _Page(_Object):
 
 
 class _Users(_Page):
-    users: list[User]
+    users: list[ListedUser]
 
 
 class _Events(_Page):
@@ -134,7 +148,13 @@ class _Events(_Page):
 class OneUser(Success):
     """A user."""
 
-    data: User
+    data: ListedUser
+
+
+class ChangedUser(Done):
+    """A user as they are now."""
+
+    data: FullUser
 
 
 class TheCaller(Success):

@@ -1,12 +1,13 @@
-"""/auth: register, log in, refresh, log out, change the password, and who am I and where."""
+"""/auth: register, log in, refresh, log out, another password, no account, who am I and where."""
 
 from flask import Response, g
 from flask_openapi3 import APIBlueprint
 
-from project import accounts, sessions
+from project import accounts, care, sessions
 from project.api import answers, guards, requests
 from project.api.responses import success
 from project.api.schemas import (
+    AccountDeletion,
     Credentials,
     LogoutScope,
     NewUser,
@@ -17,6 +18,7 @@ from project.api.schemas import (
 from project.errors import (
     AccountInactive,
     InvalidCredentials,
+    LastAdmin,
     RefreshReused,
     SessionEnded,
     SessionNotFound,
@@ -106,6 +108,20 @@ def change_password(body: PasswordChange) -> Response:
     )
     db.session.commit()
     return success(message="Password changed.")
+
+
+@auth_blueprint.delete("/account")
+@guards.required(requests.take_turn, guards.authenticate)
+@answers.has(200, answers.Done, WrongPassword, LastAdmin, TooManyAttempts)
+def delete_account(body: AccountDeletion) -> Response:
+    """Delete the caller's own account: the user, their sessions, and everything that names them.
+
+    What is in the audit trail stays there, without the person. The password comes in the body, as
+    JSON: whatever stands between must pass the body of a DELETE on. The last active admin stays.
+    """
+    care.delete(g.user.id, g.user, requests.origin(), password=body.current_password)
+    db.session.commit()
+    return success(message="Account deleted.")
 
 
 @auth_blueprint.get("/sessions")

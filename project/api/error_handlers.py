@@ -19,7 +19,13 @@ DATABASE_RETRY_AFTER = 5  # seconds
 
 # What a view of /users itself refuses is a "fail"; what was refused before it, and everything
 # elsewhere, is an "error".
-_VIEW_FAILURES = (errors.InvalidPayload, errors.EmailExists, errors.UserNotFound)
+_VIEW_FAILURES = (
+    errors.InvalidPayload,
+    errors.EmailExists,
+    errors.UserNotFound,
+    errors.WrongPassword,
+    errors.LastAdmin,
+)
 _REFUSED_TOKENS = (errors.TokenInvalid, errors.TokenExpired, errors.TokenOfInactive)
 _BY_STATUS: dict[int | None, type[errors.ServiceError]] = {
     404: errors.NotFound,

@@ -76,12 +76,18 @@ def authenticate_to_log_out() -> None:
 
 
 @answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
+def admin() -> None:
+    """Let only active admins in."""
+    authenticate()
+    if not g.user.admin:
+        raise PermissionDenied
+
+
+@answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
 def admin_unless_open() -> None:
-    """Let anybody in while the users API is open, and only active admins when it is not."""
+    """Let anybody in while the users API is open, and as `admin` when it is not."""
     if not current_app.config["USERS_API_OPEN"]:
-        authenticate()
-        if not g.user.admin:
-            raise PermissionDenied
+        admin()
 
 
 @answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
@@ -97,3 +103,8 @@ def admin_or_self_unless_open() -> None:
     """Let anybody in while the users API is open, and as `admin_or_self` when it is not."""
     if not current_app.config["USERS_API_OPEN"]:
         admin_or_self()
+
+
+def is_admin() -> bool:
+    """Tell whether a guard before this has seen that the caller is an admin."""
+    return "user" in g and bool(g.user.admin)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     false,
+    text,
     true,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -54,6 +55,15 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+def _bytewise(length: int) -> String:
+    """Return the type of a text that is ordered by its bytes on every database.
+
+    So an index on it finds what begins with a text, and how the database was made to sort words
+    has no say in it.
+    """
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
 def username_key(username: str) -> str:
     """Return what two usernames share that differ in case alone (Unicode's NFKC casefold)."""
     folded = unicodedata.normalize("NFKC", username).strip().casefold()
@@ -79,8 +89,8 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     username: Mapped[str] = mapped_column(String(MAX_STORED_USERNAME))
-    username_key: Mapped[str] = mapped_column(String(MAX_STORED_USERNAME))
-    email: Mapped[str] = mapped_column(String(128))
+    username_key: Mapped[str] = mapped_column(_bytewise(MAX_STORED_USERNAME))
+    email: Mapped[str] = mapped_column(_bytewise(128))
     password: Mapped[str] = mapped_column(String(255))
     active: Mapped[bool] = mapped_column(default=True, server_default=true())
     admin: Mapped[bool] = mapped_column(default=False, server_default=false())
@@ -90,6 +100,12 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
         UniqueConstraint("email"),
         UniqueConstraint("username_key"),
         Index(None, "created_at", "id"),
+        Index(
+            "users_admins_idx",
+            "id",
+            postgresql_where=text("active AND admin"),
+            sqlite_where=text("active = 1 AND admin = 1"),
+        ),
         # SQLite too gives no id a second time: tokens of who had it may still be about.
         {"sqlite_autoincrement": True},
     )
@@ -199,5 +215,22 @@ class Event(db.Model):  # type: ignore[name-defined,misc]  # the base is made at
 
     __table_args__ = (
         Index(None, "user_id", "created_at", "id"),
+        Index(
+            None,
+            "actor_id",
+            "created_at",
+            "id",
+            postgresql_where=text("actor_id IS NOT NULL"),
+            sqlite_where=text("actor_id IS NOT NULL"),
+        ),
         Index(None, "created_at", "id"),
     )
+
+
+class Erasure(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A user who was deleted, and whom some event may still name; `project.audit` sees to that."""
+
+    __tablename__ = "erasures"
+
+    user_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    erased_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -3,6 +3,7 @@
 But for one that takes more than the field itself: `password_rules` says what is a good password.
 """
 
+import base64
 import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,10 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -43,9 +47,13 @@ def _refuse(text: str) -> PydanticCustomError:
     return PydanticCustomError("refused", text)
 
 
+def _has_controls(text: str) -> bool:
+    # A printable text, as most are, has none.
+    return not text.isprintable() and not _UNFIT.isdisjoint(map(unicodedata.category, text))
+
+
 def _username(text: str) -> str:
-    # A printable name, as most are, has neither.
-    if not text.isprintable() and not _UNFIT.isdisjoint(map(unicodedata.category, text)):
+    if _has_controls(text):
         raise _refuse("must not contain control characters")
     trimmed = text.strip()
     # Normalizing takes the square of the length, so the column's length comes first.
@@ -150,6 +158,36 @@ class Credentials(Body):
     password: Password
 
 
+class UserChange(Body):
+    """What is to be different about a user: at least one of the four.
+
+    Whose own account it is gives `current_password` too.
+    """
+
+    username: Username = Field(default_factory=str)
+    email: Email = Field(default_factory=str)
+    active: bool = Field(default_factory=bool)
+    admin: bool = Field(default_factory=bool)
+    current_password: Password = Field(default_factory=str)
+
+    @property
+    def changes(self) -> dict[str, str | bool]:
+        """What was sent, but for the password."""
+        return self.model_dump(exclude_unset=True, exclude={"current_password"})
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.changes:
+            raise _refuse("must have a username, email, active or admin")
+        return self
+
+
+class AccountDeletion(Body):
+    """Somebody who wants to be forgotten."""
+
+    current_password: Password
+
+
 class RefreshToken(Body):
     """Somebody who wants the next pair of tokens."""
 
@@ -221,6 +259,31 @@ class Cursor(NamedTuple):
         return f"{(self.created_at - _EPOCH) // timedelta(microseconds=1)}-{self.row_id}"
 
 
+class NameCursor(NamedTuple):
+    """The place in a search after which a page begins: a name that matched, or just did not."""
+
+    name: str
+    is_email: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the cursor that `str()` wrote; raises a validation error for all else."""
+        try:
+            name = base64.b64decode(text[1:], altchars=b"-_", validate=True).decode()
+            cursor = cls(name, text.startswith("e"))
+            possible = 1 <= len(name) <= MAX_STORED_USERNAME and not _has_controls(name)
+            if str(cursor) != text or not possible:
+                raise ValueError(text)
+        except ValueError:
+            raise _refuse("must be a cursor that a page gave") from None
+        return cursor
+
+    def __str__(self) -> str:
+        """Return the kind of name, and the name in base64url."""
+        kind = "e" if self.is_email else "u"
+        return kind + base64.urlsafe_b64encode(self.name.encode()).decode()
+
+
 def _event_cursor(text: str) -> Cursor:
     return Cursor.parse(text, identifiers.MAX_EVENT_ID)
 
@@ -246,12 +309,29 @@ def _query_schema(query: type[Query], *args: Any, **kwargs: Any) -> dict[str, An
 
 
 _CURSOR = WithJsonSchema({"type": "string", "description": "`next` of the page before"})
+Limit = Annotated[int, BeforeValidator(_digits), Field(ge=1, le=500)]
+
+
+class UsersPage(Query):
+    """Which users to list: all, or those one of whose names begins with `query`.
+
+    At most `limit`, those that come after the cursor, which is one of the same list.
+    """
+
+    query: Username | None = None
+    limit: Limit = 50
+    after: Any = Field(None, json_schema_extra={"type": "string"})  # a Cursor or a NameCursor
+
+    @field_validator("after", mode="plain")
+    @classmethod
+    def _parse_cursor(cls, text: str, others: ValidationInfo) -> Cursor | NameCursor:
+        return NameCursor.parse(text) if others.data.get("query") else Cursor.parse(text)
 
 
 class Page(Query):
     """Which rows to list: at most `limit`, those that come after the cursor."""
 
-    limit: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=500)] = 50
+    limit: Limit = 50
     after: Annotated[Cursor | None, BeforeValidator(Cursor.parse), _CURSOR] = None
 
 

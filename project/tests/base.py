@@ -12,7 +12,7 @@ from sqlalchemy import delete, text
 from werkzeug.test import TestResponse
 
 from project import UsersService, clock, create_app, db
-from project.api.models import Event, KnownAddress, Throttle, User
+from project.api.models import Erasure, Event, KnownAddress, Throttle, User
 from project.tests.conformance import TESTING, conformance
 
 
@@ -52,7 +52,7 @@ class BaseTestCase(unittest.TestCase):
         self.addCleanup(context.pop)
         self.addCleanup(self._close_database)
         self._migrate_once()
-        for table in (User, Throttle, KnownAddress, Event):
+        for table in (User, Throttle, KnownAddress, Event, Erasure):
             db.session.execute(delete(table))
         if not self.on_postgresql:
             # Here a test that takes the highest id would leave none to the next.

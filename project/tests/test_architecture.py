@@ -17,7 +17,7 @@ FLOORS = [
     {"audit", "ratelimit"},
     {"sessions"},
     {"accounts"},
-    {"api.answers"},
+    {"api.answers", "care"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
     {"api.browsers", "api.error_handlers", "records"},
     {"api.auth", "api.document", "api.health", "api.users", "transfer"},

@@ -18,7 +18,7 @@ from project.api import document
 from project.config import ProductionConfig
 from project.tests import scratch
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import stored_users
+from project.tests.utils import add_user, stored_users
 
 EXAMPLES = Path(document.__file__).with_name("examples.json")
 # With RECORD_EXAMPLES=1 the examples are written instead of compared.
@@ -167,9 +167,18 @@ class TestExamples(BaseTestCase):
         self.call("add_user", 201, "/users", GRACE)
         self.call("list_users", 200, "/users?limit=1")
         self.call("get_single_user", 200, f"/users/{ada['id']}")
+        body = {"username": "lovelace", "current_password": "another horse"}
+        self.call("change_user", 200, f"/users/{ada['id']}", body, token, "PATCH")
         self.call("list_events", 200, f"/users/{ada['id']}/events?limit=2", token=token)
         self.call("logout_user_get", 200, "/auth/logout?scope=others", token=token)
         self.call("logout_user_post", 200, "/auth/logout", method="POST", token=token)
+        add_user("root", "root@example.com", "root", admin=True)
+        credentials = {"email": "root@example.com", "password": "root"}
+        token = self.client.post("/auth/login", json=credentials).get_json()["auth_token"]
+        self.call("delete_user", 200, f"/users/{ada['id']}", None, token, "DELETE")
+        add_user("other", "other@example.com", "other", admin=True)
+        body = {"current_password": "root"}
+        self.call("delete_account", 200, "/auth/account", body, token, "DELETE")
         return self.examples
 
     def call(

@@ -41,8 +41,8 @@ def at_once(*actions: Callable[[], Any]) -> list[Any]:
         return list(threads.map(run, actions))
 
 
-class TestSessionRaces(BaseTestCase):
-    """What ends a session, against what prolongs it or starts one."""
+class RacesTestCase(BaseTestCase):
+    """A test of what many clients send at once."""
 
     settings: ClassVar[dict[str, Any]] = {"TOKEN_EXPIRATION_SECONDS": 900}
 
@@ -59,10 +59,13 @@ class TestSessionRaces(BaseTestCase):
             with self.subTest(round=number):
                 yield self.accepted(self.send("/auth/register", user), 201)
 
-    def send(self, path: str, body: object = None, token: str | None = None) -> TestResponse:
-        """Return the answer to a POST by a client of its own; it is never a 5xx."""
+    def send(
+        self, path: str, body: object = None, token: str | None = None, method: str = "POST"
+    ) -> TestResponse:
+        """Return the answer to a client of its own; it is never a 5xx."""
         headers = bearer(token) if token else {}
-        response = self.app.test_client().post(path, json=body, headers=headers)
+        client = self.app.test_client()
+        response = client.open(path, method=method, json=body, headers=headers)
         self.assertLess(response.status_code, 500, response.get_data(as_text=True))
         return response
 
@@ -129,6 +132,10 @@ class TestSessionRaces(BaseTestCase):
             self.accepted(self.get("/auth/status", pair["auth_token"]))
             successor = self.accepted(self.refresh(pair))
             self.accepted(self.get("/auth/status", successor["auth_token"]))
+
+
+class TestSessionRaces(RacesTestCase):
+    """What ends a session, against what prolongs it or starts one."""
 
     def test_refreshes(self) -> None:
         """Of twenty refreshes with one token none is lost and none doubled: all get one pair."""
