@@ -41,6 +41,7 @@ log = structlog.get_logger()
 PAGE = 500  # events that are read at once
 DELETED_AT_ONCE = 1_000
 ERASED_AT_ONCE = 1_000
+ERASURES_AT_ONCE = 10  # so many times that many, while a user is being deleted
 # How long after a user is deleted a request that knew them before may still record an event.
 ERASURE_OVERLAP = timedelta(hours=1)
 FOLLOW_INTERVAL = 0.5  # seconds between two looks for new events
@@ -215,12 +216,15 @@ def delete_expired() -> int:
 
 
 def erase(user_id: int) -> None:
-    """Take a user, who is being deleted, out of their newest events; `erase_rest` does the others.
+    """Take a user, who is being deleted, out of their events, and remember that.
 
-    Out of those about them, and out of those about others that they did.
+    Out of those about them, and those about others that they did. If they have very many these are
+    the newest; `erase_rest` does the others, so that no deletion takes longer than it may.
     """
     db.session.execute(insert(_erasures).values(user_id=user_id, erased_at=clock.utcnow()))
-    _erase_some(user_id)
+    for _ in range(ERASURES_AT_ONCE):
+        if not _erase_some(user_id):
+            break
 
 
 def erase_rest() -> int:

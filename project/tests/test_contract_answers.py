@@ -28,7 +28,7 @@ INTERNAL = (500, "Something went wrong. Please try again.", "internal_error")
 INVALID_TOKEN = (401, "Invalid token. Please log in again.", "token_invalid")
 EXPIRED_TOKEN = (401, "Signature expired. Please log in again.", "token_expired")
 SESSION = f"/auth/sessions/{'x' * 22}"
-AUTH = ["register", "login", "refresh", "logout", "status", "password", "sessions", "nothing"]
+AUTH = ["register", "login", "refresh", "logout", "status", "password", "account", "sessions", "no"]
 HEALTH = ["/health/live", "/health/ready"]
 PATHS = ["/ping", *HEALTH, "/users", "/users/1", *(f"/auth/{word}" for word in AUTH), SESSION]
 ELSEWHERE = ["/", "/auth", "/nothing", "/users/", "/auth/sessions/"]
@@ -170,6 +170,7 @@ class TestAnswers(AnswersTestCase):
         requests = {"invalid_payload", "not_found", "method_not_allowed", "payload_too_large"}
         service = {"internal_error", "database_unavailable", "busy", "account_inactive"}
         sessions = {"session_ended", "refresh_reused", "session_not_found", "wrong_password"}
+        service |= {"too_many_attempts", "https_required", "last_admin"}
         self.assertLessEqual(tokens | accounts | requests | service | sessions, CODES)
 
     def test_errors_member(self) -> None:

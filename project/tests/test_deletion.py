@@ -225,13 +225,20 @@ class TestErasure(DeletionTestCase):
         """Of very many events the newest are done at once, and the others by the next purge."""
         add_events(self.ids["ada"], [clock.utcnow()] * 7)
         add_events(self.ids["bob"], [clock.utcnow()] * 4, actor_id=self.ids["ada"])
-        with mock.patch.object(audit, "ERASED_AT_ONCE", 3):
+        with mock.patch.multiple(audit, ERASED_AT_ONCE=3, ERASURES_AT_ONCE=1):
             self.deleted(self.leave(), "Account deleted.")
             named = [row["id"] for row in stored_events() if row["user_id"] == self.ids["ada"]]
             self.assertEqual(5, len(named))
             self.assertLess(max(named), max(row["id"] for row in stored_events()) - 4)
 
             self.assertEqual([4, 2, 0], [self.erase_rest() for _ in range(3)])
+        self.assert_not_named("ada")
+
+    def test_all_at_once(self) -> None:
+        """Of so many as people have, all are done with the deletion."""
+        add_events(self.ids["ada"], [clock.utcnow()] * 7)
+        with mock.patch.object(audit, "ERASED_AT_ONCE", 3):
+            self.leave()
         self.assert_not_named("ada")
 
     def erase_rest(self) -> int:
@@ -263,7 +270,7 @@ class TestErasure(DeletionTestCase):
 
     def test_purge(self) -> None:
         """The command does it."""
-        with mock.patch.object(audit, "ERASED_AT_ONCE", 1):
+        with mock.patch.multiple(audit, ERASED_AT_ONCE=1, ERASURES_AT_ONCE=1):
             add_events(self.ids["ada"], [clock.utcnow()] * 3)
             self.leave()
         url = self.app.config["SQLALCHEMY_DATABASE_URI"]
