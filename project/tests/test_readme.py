@@ -1,0 +1,144 @@
+"""The README: its calls are made, its settings and commands compared with the code."""
+
+import itertools
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import unittest
+from pathlib import Path
+from typing import Any
+
+from project.config import BaseConfig, DevelopmentConfig, ProductionConfig, TestingConfig
+from project.tests import scratch
+
+README = (scratch.ROOT / "README.md").read_text()
+TESTS = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+BLOCK = re.compile(r"```(sh|json)\n(.*?)```", re.DOTALL)
+# What they are without a setting is told in words.
+IN_WORDS = {
+    *("SECRET_KEY", "SECRET_KEY_FALLBACKS", "DATABASE_URL", "DATABASE_TEST_URL"),
+    *("BCRYPT_THREADS", "CORS_ORIGINS"),
+}
+NOT_USED = "\N{EN DASH}"
+
+
+def section(title: str) -> str:
+    """Return what stands under a heading of the second level."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(title: str) -> list[list[str]]:
+    """Return the cells of the table under a heading."""
+    lines = [line for line in section(title).splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+class TestSettings(unittest.TestCase):
+    """The table of settings is that of project/config.py."""
+
+    def test_names(self) -> None:
+        """Every setting has a row, and nothing else has."""
+        fields = BaseConfig.model_fields
+        expected = {str(field.validation_alias or name) for name, field in fields.items()}
+        named = [name for row in rows("Settings") for name in re.findall("`([A-Z_]+)`", row[0])]
+
+        self.assertEqual(sorted(expected | {"DATABASE_TEST_URL"}), sorted(named))
+
+    def test_defaults(self) -> None:
+        """What it is without being set is what the table says, for each class of settings."""
+        classes = DevelopmentConfig, TestingConfig, ProductionConfig
+        for names, cell, *_ in rows("Settings"):
+            for place, name in enumerate(re.findall("`([A-Z_]+)`", names)):
+                if name in IN_WORDS:
+                    continue
+                values = [str(each.model_fields[name].default).lower() for each in classes]
+                told = cell.split(" / ") if " / " in cell else 3 * [cell.split(", ")[place]]
+                for value, words in zip(values, told, strict=True):
+                    with self.subTest(name):
+                        self.assertIn(words, {value, NOT_USED})
+
+
+class TestCommands(unittest.TestCase):
+    """The table of commands."""
+
+    def test_every_command_has_a_test(self) -> None:
+        """A command that is named there is run by a test, and every command is named there."""
+        printed = scratch.manage("--help", APP_SETTINGS="", SECRET_KEY="any").stdout
+        choices = re.search(r"\{([\w,]+)\}", printed)
+        assert choices is not None, printed  # noqa: S101  # for mypy
+        named = {
+            word.split()[0] for row in rows("Commands") for word in re.findall("`([^`-]+)`", row[0])
+        }
+
+        self.assertEqual(set(choices[1].split(",")), named)
+        for command in named - {"test", "cov"}:  # which run the tests
+            with self.subTest(command):
+                self.assertTrue(re.search(rf'"{command}"', TESTS))
+
+
+@unittest.skipUnless(shutil.which("curl"), "needs curl")
+class TestFourCalls(unittest.TestCase):
+    """The calls of the README, made as they stand there."""
+
+    def setUp(self) -> None:
+        """Start the development server."""
+        url = self.enterContext(scratch.database())
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        server = subprocess.Popen(
+            [sys.executable, "manage.py", "runserver", "--port", str(self.port)],
+            cwd=scratch.ROOT,
+            env=scratch.settings(DATABASE_URL=url, SECRET_KEY="any"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.addCleanup(server.wait, 10)
+        self.addCleanup(server.terminate)
+        self.assertEqual(0, scratch.manage("db", "upgrade", DATABASE_URL=url).returncode)
+        deadline = time.monotonic() + scratch.START_TIMEOUT
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+
+    def call(self, command: str, token: str) -> dict[str, Any]:
+        """Return what a command of the README answers."""
+        command = command.replace("127.0.0.1:5000", f"127.0.0.1:{self.port}")
+        lines = [line for line in command.splitlines() if not line.startswith("TOKEN=")]
+        script = f"TOKEN={token}\n" + "\n".join(lines)
+        result = subprocess.run(
+            ["bash", "-c", script],  # noqa: S607  # whichever bash there is
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
+    def test_calls(self) -> None:
+        """Each answers what stands below it, but for tokens and times."""
+        blocks = BLOCK.findall(section("Four calls"))
+        token, command = "", ""
+        for kind, text in blocks:
+            if kind == "sh":
+                command = text
+                status = command if "/auth/status" in command else ""
+                continue
+            if "session_ended" in text:
+                status = next(one for _, one in blocks if "/auth/status" in one)
+            answer = self.call(status or command, token)
+            token = answer.get("auth_token", token)
+            shown = json.loads(text)
+            with self.subTest(command):
+                self.assertEqual(set(shown), set(answer))
+                for name in ("status", "message", "code"):
+                    self.assertEqual(shown.get(name), answer.get(name))
+                self.assertEqual(set(shown.get("data", ())), set(answer.get("data", ())))
+        self.assertEqual(4, sum(kind == "sh" for kind, _ in blocks))
+        self.assertEqual(5, len(list(itertools.filterfalse(lambda one: one[0] == "sh", blocks))))
