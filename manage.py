@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unittest
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import flask_migrate
@@ -17,10 +18,16 @@ from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from project import UsersService, accounts, create_app, db, ratelimit, sessions
+from project import UsersService, accounts, create_app, db, diagnosis, ratelimit, sessions
 from project.api import schemas
 from project.api.models import User
-from project.errors import EmailExists, InvalidPayload, ServiceError, UserNotFound
+from project.errors import (
+    ConfigurationError,
+    EmailExists,
+    InvalidPayload,
+    ServiceError,
+    UserNotFound,
+)
 
 ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "project" / "tests"
@@ -30,7 +37,12 @@ TEST_COMMANDS = {"test", "cov"}
 def application() -> UsersService:
     """Return the service that APP_SETTINGS names; tests are always the testing one."""
     testing = sys.argv[1:2] and sys.argv[1] in TEST_COMMANDS
-    return create_app("project.config.TestingConfig" if testing else None)
+    try:
+        return create_app("project.config.TestingConfig" if testing else None)
+    except ConfigurationError as error:
+        if sys.argv[1:2] == ["check"]:
+            sys.exit(report(diagnosis.refused(error)))
+        raise
 
 
 manager = Manager(application, description=__doc__)
@@ -134,6 +146,22 @@ def seed_db() -> None:
             db.session.commit()
         except (EmailExists, InvalidPayload):
             db.session.rollback()
+
+
+@manager.command
+def check() -> int:
+    """Say what is wrong with the settings, the database and the clock, before they go live."""
+    return report(diagnosis.examine(current_app))
+
+
+def report(findings: Iterable[diagnosis.Finding]) -> int:
+    """Print findings as they come; return the exit code, 1 when something is wrong."""
+    wrong = 0
+    for finding in findings:
+        print(finding, flush=True)
+        wrong += finding.verdict is diagnosis.Verdict.WRONG
+    print(f"\nWrong: {wrong}." if wrong else "\nNothing is wrong.")
+    return 1 if wrong else 0
 
 
 @manager.command

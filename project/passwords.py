@@ -12,6 +12,7 @@ stands before the body is read: clients that never finish one hold places, and n
 import contextlib
 import os
 import threading
+import time
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ T = TypeVar("T")
 MAX_BYTES = 1_024
 LONGEST_DECOMPOSED = 4  # characters that NFC makes one, at most
 NICENESS = 5
+MEASURED_ROUNDS = 10  # a cost that shows how fast a machine is, and takes no time to speak of
 # The salt and the digest of a hash that no password has.
 _DUMMY = "abcdefghijklmnopqrstuu" + "." * 31
 
@@ -109,6 +111,19 @@ def needs_rehash(hashed: str) -> bool:
     """Tell whether `hashed` was made at a lower cost than the configured one."""
     rounds: int = current_app.config["BCRYPT_LOG_ROUNDS"]
     return int(hashed.split("$")[2]) < rounds
+
+
+def seconds(rounds: int) -> float:
+    """Return how long a hash of this cost takes on this machine, in seconds of a processor's time.
+
+    High costs are not waited for: each is twice the one below it.
+    """
+    durations = []
+    for _ in range(5):
+        started = time.thread_time()
+        bcrypt.generate_password_hash("password", MEASURED_ROUNDS)
+        durations.append(time.thread_time() - started)
+    return min(durations) * 2.0 ** (rounds - MEASURED_ROUNDS)
 
 
 def normalize(password: str) -> str:
