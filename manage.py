@@ -11,7 +11,7 @@ import subprocess
 import sys
 import unittest
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +35,7 @@ from project import (
     create_app,
     database,
     db,
+    diagnosis,
     logs,
     ratelimit,
     records,
@@ -43,7 +44,13 @@ from project import (
 )
 from project.api import schemas
 from project.api.models import User
-from project.errors import EmailExists, InvalidPayload, ServiceError, UserNotFound
+from project.errors import (
+    ConfigurationError,
+    EmailExists,
+    InvalidPayload,
+    ServiceError,
+    UserNotFound,
+)
 
 ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "project" / "tests"
@@ -59,7 +66,12 @@ TRANSFER_TIMEOUT = 60.0  # seconds for the database to take or give one batch
 def application() -> UsersService:
     """Return the service that APP_SETTINGS names; tests are always the testing one."""
     testing = sys.argv[1:2] and sys.argv[1] in TEST_COMMANDS
-    app = create_app("project.config.TestingConfig" if testing else None)
+    try:
+        app = create_app("project.config.TestingConfig" if testing else None)
+    except ConfigurationError as error:
+        if sys.argv[1:2] == ["check"]:
+            sys.exit(report(diagnosis.refused(error)))
+        raise
     # A command says itself what it did, on standard output.
     level = logging.INFO if "runserver" in sys.argv[1:2] else logging.WARNING
     logs.configure(readable=app.debug, file=sys.stderr, level=level)
@@ -176,6 +188,22 @@ def user_has_to_exist(email: str) -> Iterator[None]:
         yield
     except UserNotFound:
         sys.exit(f"There is no user with the email {email}.")
+
+
+@manager.command
+def check() -> int:
+    """Say what is wrong with the settings, the database and the clock, before they go live."""
+    return report(diagnosis.examine(current_app))
+
+
+def report(findings: Iterable[diagnosis.Finding]) -> int:
+    """Print findings as they come; return the exit code, 1 when something is wrong."""
+    wrong = 0
+    for finding in findings:
+        print(finding, flush=True)
+        wrong += finding.verdict is diagnosis.Verdict.WRONG
+    print(f"\nWrong: {wrong}." if wrong else "\nNothing is wrong.")
+    return 1 if wrong else 0
 
 
 @manager.command

@@ -106,7 +106,7 @@ def _development_key() -> str:
     return key
 
 
-def _strong_key(key: str) -> str:
+def strong_key(key: str) -> str:
     """Return `key` if nobody could guess it; the complaint never shows it."""
     if len(key.encode()) < MIN_SECRET_KEY_BYTES:
         raise ValueError(f"is shorter than {MIN_SECRET_KEY_BYTES} bytes")
@@ -135,7 +135,7 @@ def _strong_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Return `keys` if nobody could guess any of them; the complaint says which is weak."""
     for number, key in enumerate(keys, 1):
         try:
-            _strong_key(key)
+            strong_key(key)
         except ValueError as error:
             raise ValueError(f"has a weak key in it: number {number} {error}") from None
     return keys
@@ -177,7 +177,7 @@ class BaseConfig(BaseModel):
     BCRYPT_HANDLE_LONG_PASSWORDS: ClassVar[bool] = True
     MAX_CONTENT_LENGTH: ClassVar[int] = 64 * 1024
 
-    SECRET_KEY: Annotated[str, AfterValidator(_strong_key)] = Field(
+    SECRET_KEY: Annotated[str, AfterValidator(strong_key)] = Field(
         description="signs the tokens; at least 32 bytes in production"
     )
     SECRET_KEY_FALLBACKS: Annotated[Keys, AfterValidator(_strong_keys)] = Field(
@@ -275,8 +275,10 @@ class BaseConfig(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            complaints = "; ".join(_complaint(detail) for detail in error.errors())
-            raise ConfigurationError(f"Configuration error: {complaints}") from None
+            complaints = [_complaint(detail) for detail in error.errors()]
+            raise ConfigurationError(
+                f"Configuration error: {'; '.join(complaints)}", complaints=complaints
+            ) from None
 
 
 def _complaint(detail: ErrorDetails) -> str:

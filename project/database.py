@@ -139,7 +139,7 @@ def _migrate_embedded() -> None:
 
 def schema(engine: Engine) -> Schema:
     """Tell what the schema of the database behind `engine` is to this code."""
-    return _ask(engine, _schema)
+    return ask(engine, _schema)
 
 
 def _schema(connection: Connection) -> Schema:
@@ -178,12 +178,10 @@ def fetch_all(statement: Executable, **parameters: object) -> Sequence[Row[Any]]
     The connection is back in the pool before the caller goes on. When it turns out to be dead
     (the database was restarted), the pool is renewed and the statement sent once more.
     """
-    return _ask(
-        db.engines[READ], lambda connection: connection.execute(statement, parameters).all()
-    )
+    return ask(db.engines[READ], lambda connection: connection.execute(statement, parameters).all())
 
 
-def _ask(engine: Engine, question: Callable[[Connection], T]) -> T:
+def ask(engine: Engine, question: Callable[[Connection], T]) -> T:
     """Return what `question` reads; it is put a second time when the connection was dead."""
     try:
         with engine.connect() as connection:

@@ -3,6 +3,7 @@
 Nothing here knows of HTTP requests; `status` is the HTTP status (RFC 9110) the answer will have.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -12,6 +13,11 @@ class ConfigurationError(SystemExit):
     It is a SystemExit so that wherever it ends the start (the command line, a worker process)
     one line on stderr and exit code 1 are all that is seen of it.
     """
+
+    def __init__(self, text: str, *, complaints: Sequence[str] = ()) -> None:
+        """Carry the line, and what it complains of one by one where that is more than one thing."""
+        super().__init__(text)
+        self.complaints = complaints or (text.removeprefix("Configuration error: "),)
 
 
 class ServiceError(Exception):

@@ -16,6 +16,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ T = TypeVar("T")
 MAX_BYTES = 1_024
 LONGEST_DECOMPOSED = 4  # characters that NFC makes one, at most
 NICENESS = 5
+MEASURED_ROUNDS = 10  # a cost that shows how fast a machine is, and takes no time to speak of
 BCRYPT_BYTES = 72  # of a password that bcrypt looks at
 # In front of a stored hash that was made elsewhere, as in RFC 2307: crypt(3), of the password.
 FOREIGN = "{CRYPT}"
@@ -193,6 +195,19 @@ def export_hash(hashed: str) -> str:
     if is_foreign(hashed):
         return hashed.removeprefix(FOREIGN)
     return OURS + hashed
+
+
+def seconds(rounds: int) -> float:
+    """Return how long a hash of this cost takes on this machine, in seconds of a processor's time.
+
+    High costs are not waited for: each is twice the one below it.
+    """
+    durations = []
+    for _ in range(5):
+        started = time.thread_time()
+        bcrypt.generate_password_hash("password", MEASURED_ROUNDS)
+        durations.append(time.thread_time() - started)
+    return min(durations) * 2.0 ** (rounds - MEASURED_ROUNDS)
 
 
 def normalize(password: str) -> str:

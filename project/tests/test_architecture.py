@@ -13,7 +13,7 @@ FLOORS = [
     {"bulkhead", "logs", "postgresql", "tokens"},
     {"database"},
     {"passwords", "readiness"},
-    {"api.models"},
+    {"api.models", "diagnosis"},
     {"audit", "ratelimit"},
     {"sessions"},
     {"accounts"},

@@ -1,0 +1,387 @@
+"""manage.py check: what an operator is told before a configuration goes live."""
+
+import os
+import secrets
+import socket
+import tempfile
+import unittest
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from sqlalchemy import make_url, text
+
+from project import clock, create_app, db, diagnosis, passwords
+from project.diagnosis import Finding, Server, Verdict
+from project.tests import scratch
+from project.tests.test_database import ON_POSTGRESQL, ScratchTestCase
+
+KEY, OTHER = secrets.token_hex(32), secrets.token_hex(32)
+PRODUCTION = {"APP_SETTINGS": "project.config.ProductionConfig", "SECRET_KEY": KEY}
+# Everything as it should be, but what the settings are for.
+DEVELOPMENT = {
+    "APP_SETTINGS": "project.config.DevelopmentConfig",
+    "SECRET_KEY": KEY,
+    "BCRYPT_LOG_ROUNDS": "12",
+    "PASSWORD_MIN_LENGTH": "15",
+    "USERS_API_OPEN": "false",
+    "API_DOCS": "false",
+}
+GOOD_SERVER = Server(
+    skew=0.0,
+    superuser=False,
+    connections=97,
+    pooled=False,
+    address="192.0.2.1",
+    encrypted=True,
+)
+
+
+class TestCommand(unittest.TestCase):
+    """The command, as people run it."""
+
+    def setUp(self) -> None:
+        """Make an empty database."""
+        self.url = self.enterContext(scratch.database())
+
+    def check(self, code: int, **environment: str) -> list[str]:
+        """Return the lines that the command prints; check its exit code."""
+        result = scratch.manage("check", **environment)
+        self.assertEqual(code, result.returncode, result.stdout + result.stderr)
+        self.assertEqual("", result.stderr)
+        return result.stdout.splitlines()
+
+    def wrong(self, lines: list[str]) -> list[str]:
+        """Return what is wrong, and check that the last line says how many that are."""
+        found = [line.removeprefix("wrong  ") for line in lines if line.startswith("wrong")]
+        self.assertEqual(f"Wrong: {len(found)}." if found else "Nothing is wrong.", lines[-1])
+        return found
+
+    def test_good(self) -> None:
+        """Once its database is migrated, production as it comes is a 0, with a line for each."""
+        settings = PRODUCTION | {"DATABASE_URL": self.url, "BCRYPT_LOG_ROUNDS": "10"}
+
+        (missing,) = self.wrong(self.check(1, **settings))
+        self.assertIn("python manage.py db upgrade", missing)
+        if not ON_POSTGRESQL:
+            self.assertFalse(Path(self.url.removeprefix("sqlite:///")).exists(), "to look made it")
+
+        migrated = scratch.manage("db", "upgrade", **settings)
+        self.assertEqual(0, migrated.returncode, migrated.stderr)
+        lines = self.check(0, **settings)
+        self.assertEqual([], self.wrong(lines))
+        self.assertGreater(sum(line.startswith("ok  ") for line in lines), 7)
+        for line in lines[:-2]:
+            self.assertRegex(line, r"\A(ok|note) +[A-Z].*\.\Z")
+
+    def test_refused(self) -> None:
+        """Settings that the service would not start with: each complaint has a line."""
+        lines = self.check(
+            1,
+            APP_SETTINGS="project.config.ProductionConfig",
+            SECRET_KEY="short-secret",
+            SECRET_KEY_FALLBACKS="short-fallback",
+            CORS_ORIGINS="*",
+            BODY_TIMEOUT="soon",
+        )
+
+        self.assertEqual(
+            ["SECRET_KEY", "SECRET_KEY_FALLBACKS", "DATABASE_URL", "BODY_TIMEOUT", "CORS_ORIGINS"],
+            [line.replace("=", " ").split()[0] for line in self.wrong(lines)],
+        )
+        for secret in ("short-secret", "short-fallback"):
+            self.assertNotIn(secret, "".join(lines))
+
+    def test_no_such_settings(self) -> None:
+        """Settings that there are not are named."""
+        (line,) = self.wrong(self.check(1, APP_SETTINGS="project.config.NoConfig"))
+
+        self.assertEqual(
+            "APP_SETTINGS='project.config.NoConfig': there is no such settings class", line
+        )
+
+    def test_development(self) -> None:
+        """What is right on a developer's machine is wrong in front of real people."""
+        settings = {"APP_SETTINGS": "project.config.DevelopmentConfig", "SECRET_KEY": "any"}
+
+        lines = self.wrong(self.check(1, **settings, DATABASE_URL=self.url))
+
+        for words in (
+            "for development",
+            "SECRET_KEY is shorter",
+            "USERS_API_OPEN",
+            "PASSWORD_MIN_LENGTH=1:",
+            "BCRYPT_LOG_ROUNDS=4",
+            "python manage.py db upgrade",
+        ):
+            self.assertEqual(1, sum(words in line for line in lines), words)
+
+    def test_no_database(self) -> None:
+        """A database that is away or nowhere is told with the reason, and without the password."""
+        for url, reason in {
+            "postgresql://somebody:sesame@127.0.0.1:1/users": "refused",
+            "sqlite:////nowhere/users.db": "/nowhere/users.db",
+        }.items():
+            with self.subTest(url):
+                settings = PRODUCTION | {"BCRYPT_LOG_ROUNDS": "10", "DATABASE_URL": url}
+                lines = self.check(1, **settings)
+
+                (line,) = self.wrong(lines)
+                self.assertIn(reason, line)
+                self.assertNotIn("sesame", "".join(lines))
+
+
+class TestFindings(ScratchTestCase):
+    """Each finding by itself."""
+
+    def findings(self, settings: dict[str, str]) -> list[Finding]:
+        """Return what is found under these settings, on the database of the test."""
+        environment = scratch.settings(DATABASE_URL=self.url) | settings
+        with (
+            mock.patch.dict(os.environ, environment, clear=True),
+            mock.patch.object(passwords, "seconds", return_value=0.3),
+        ):
+            app = create_app()
+            with app.app_context():
+                try:
+                    return list(diagnosis.examine(app))
+                finally:
+                    for engine in db.engines.values():
+                        engine.dispose()
+
+    def assert_found(
+        self, settings: dict[str, str], words: str, verdict: Verdict = Verdict.WRONG
+    ) -> None:
+        """Check that one finding has these words and verdict, and nothing else is wrong."""
+        found = self.findings(settings)
+        lines = [str(finding) for finding in found]
+        matching = [finding for finding in found if words in finding.text]
+        self.assertEqual([verdict], [finding.verdict for finding in matching], lines)
+        others = [finding for finding in found if finding not in matching]
+        expected = {"These settings are for development"} if "Dev" in str(settings) else set()
+        wrong = [finding.text for finding in others if finding.verdict is Verdict.WRONG]
+        self.assertEqual(expected, {text.partition(".")[0] for text in wrong}, lines)
+
+    def test_production(self) -> None:
+        """Production as it comes has nothing wrong with it."""
+        found = self.findings(PRODUCTION)
+
+        self.assertNotIn(Verdict.WRONG, {finding.verdict for finding in found})
+
+    def test_purpose(self) -> None:
+        """Settings for development are told, however good they are."""
+        found = self.findings(DEVELOPMENT)
+
+        wrong = [finding.text for finding in found if finding.verdict is Verdict.WRONG]
+        self.assertEqual(1, len(wrong), wrong)
+        self.assertIn("for development", wrong[0])
+
+    def test_weak_keys(self) -> None:
+        """A key that is short or well known is wrong, an old one too, and no key is shown."""
+        for settings, words in (
+            ({"SECRET_KEY": "short"}, "SECRET_KEY is shorter"),
+            ({"SECRET_KEY": "my_precious" * 4}, "SECRET_KEY is a well-known"),
+            ({"SECRET_KEY_FALLBACKS": f"{OTHER},short"}, "number 2 of SECRET_KEY_FALLBACKS"),
+        ):
+            with self.subTest(words):
+                self.assert_found(DEVELOPMENT | settings, words)
+                texts = "".join(str(finding) for finding in self.findings(DEVELOPMENT | settings))
+                for secret in (KEY, OTHER, "my_precious"):
+                    self.assertNotIn(secret, texts)
+
+    def test_rotation(self) -> None:
+        """Old keys are remembered, with the time after which they can go; so is a comma."""
+        for settings, words in (
+            ({"SECRET_KEY_FALLBACKS": OTHER}, "token is over, 30 days after"),
+            (
+                {"SECRET_KEY_FALLBACKS": OTHER, "REFRESH_EXPIRATION_SECONDS": "5184000"},
+                "token is over, 60 days after",
+            ),
+            ({"SECRET_KEY": f"{KEY},{OTHER}"}, "SECRET_KEY has a comma"),
+        ):
+            with self.subTest(words):
+                self.assert_found(PRODUCTION | settings, words, Verdict.NOTE)
+
+    def test_doors(self) -> None:
+        """What lets anybody in is wrong."""
+        for base, settings, words in (
+            (PRODUCTION, {"USERS_API_OPEN": "true"}, "USERS_API_OPEN"),
+            (PRODUCTION, {"RATE_LIMITS": "false"}, "RATE_LIMITS"),
+            (PRODUCTION, {"PASSWORD_MIN_LENGTH": "7"}, "PASSWORD_MIN_LENGTH=7"),
+            (DEVELOPMENT, {"CORS_ORIGINS": "*"}, "CORS_ORIGINS"),
+        ):
+            with self.subTest(words):
+                self.assert_found(base | settings, words)
+
+    def test_documentation(self) -> None:
+        """A documentation that anybody may read is wrong."""
+        for shown, verdict in ((True, Verdict.WRONG), (False, Verdict.OK)):
+            with self.subTest(shown=shown):
+                self.app.config["API_DOCS"] = shown
+                found = [
+                    finding.verdict
+                    for finding in diagnosis.examine(self.app)
+                    if "documentation" in finding.text
+                ]
+
+                self.assertEqual([verdict], found)
+
+    def test_https(self) -> None:
+        """HTTPS that nobody could be believed to have come by is wrong; none is a note."""
+        forced = {"FORCE_HTTPS": "true"}
+        certificate = {"GRANIAN_SSL_CERTIFICATE": "/certificate.pem"}
+        self.assert_found(PRODUCTION | forced, "every request will be refused")
+        self.assert_found(PRODUCTION, "FORCE_HTTPS is off", Verdict.NOTE)
+        for settings in (forced | {"TRUSTED_PROXIES": "1"}, forced | certificate):
+            with self.subTest(settings):
+                self.assert_found(PRODUCTION | settings, "not come by https", Verdict.OK)
+
+    def test_short_passwords(self) -> None:
+        """Eight characters are the least, and fifteen are good."""
+        for length, verdict in (("8", Verdict.NOTE), ("14", Verdict.NOTE), ("15", Verdict.OK)):
+            with self.subTest(length):
+                settings = PRODUCTION | {"PASSWORD_MIN_LENGTH": length}
+                self.assert_found(settings, f"PASSWORD_MIN_LENGTH={length}:", verdict)
+
+    def test_migrations(self) -> None:
+        """A schema that does not do is wrong; a newer one is a note."""
+        for revision, words, verdict in (
+            ("0002", "Migrations are missing", Verdict.WRONG),
+            ("9999", "A newer version", Verdict.NOTE),
+        ):
+            with self.subTest(revision):
+                self.set_revision(revision)
+                self.assert_found(PRODUCTION, words, verdict)
+        with db.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE throttles RENAME TO somebody_elses"))
+        self.assert_found(PRODUCTION, "another program's")
+
+    def set_revision(self, revision: str) -> None:
+        """Say that the database is at this revision."""
+        statement = text("UPDATE alembic_version SET version_num = :revision")
+        with db.engine.begin() as connection:
+            connection.execute(statement, {"revision": revision})
+
+    def test_clock(self) -> None:
+        """A clock that is not the database's is wrong, whichever way; SQLite has none."""
+        if not ON_POSTGRESQL:
+            self.assert_found(PRODUCTION, "There is one clock", Verdict.OK)
+            return
+        self.assert_found(PRODUCTION, "clocks", Verdict.OK)
+        now = clock.utcnow
+        for seconds, words in ((-3, "s behind the"), (3, "s ahead of the")):
+            skewed = partial(lambda seconds: now() + timedelta(seconds=seconds), seconds)
+            with self.subTest(words), mock.patch("project.clock.utcnow", skewed):
+                self.assert_found(PRODUCTION, words)
+
+    @unittest.skipIf(ON_POSTGRESQL, "is about SQLite")
+    def test_sqlite(self) -> None:
+        """A database in a file is one machine's."""
+        self.assert_found(PRODUCTION, "SQLite file", Verdict.NOTE)
+
+    def test_embedded(self) -> None:
+        """A database that nobody named is wrong."""
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch("project.config.INSTANCE", Path(folder)),
+        ):
+            self.assert_found(DEVELOPMENT | {"DATABASE_URL": ""}, "DATABASE_URL is not set")
+
+    @unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
+    def test_connections(self) -> None:
+        """More connections than PostgreSQL, the database or the role may have are wrong."""
+        self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "256"}, "may want 8448: 256 processes")
+
+        scratch.execute(
+            self.url, f"ALTER DATABASE {make_url(self.url).database} CONNECTION LIMIT 65"
+        )
+        self.assert_found(PRODUCTION, "takes 65 connections from this role, and this server may")
+        self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "1"}, "wants 33 at most", Verdict.OK)
+
+
+class TestHashing(unittest.TestCase):
+    """What a hash should cost."""
+
+    def test_verdicts(self) -> None:
+        """Half a second is good, a second too slow, a cost under ten too little."""
+        for rounds, seconds, verdict, words in (
+            (13, 0.26, Verdict.OK, "takes 260 ms on this machine (BCRYPT_LOG_ROUNDS=13)."),
+            (13, 0.50, Verdict.OK, "500 ms"),
+            (13, 0.51, Verdict.NOTE, "BCRYPT_LOG_ROUNDS=12 would take 255 ms"),
+            (13, 0.24, Verdict.NOTE, "BCRYPT_LOG_ROUNDS=14 would take 480 ms"),
+            (13, 1.01, Verdict.WRONG, "BCRYPT_LOG_ROUNDS=11 would take 252 ms"),
+            (14, 1.00, Verdict.NOTE, "BCRYPT_LOG_ROUNDS=13 would take 500 ms"),
+            (9, 0.30, Verdict.WRONG, "BCRYPT_LOG_ROUNDS=10 would take 600 ms"),
+            (4, 0.001, Verdict.WRONG, "BCRYPT_LOG_ROUNDS=12 would take 256 ms"),
+            (10, 0.70, Verdict.OK, "700 ms"),
+            (31, 80_000.0, Verdict.WRONG, "80,000,000 ms"),
+        ):
+            with self.subTest(rounds=rounds, seconds=seconds):
+                found = diagnosis.hashing(rounds, seconds)
+
+                self.assertEqual(verdict, found.verdict, found)
+                self.assertIn(words, found.text)
+
+    def test_measuring(self) -> None:
+        """A cost that would take hours is told in a moment, and each is twice the one below."""
+        ten, eleven, most = (passwords.seconds(rounds) for rounds in (10, 11, 31))
+
+        self.assertGreater(ten, 0.002)
+        self.assertTrue(1.2 < eleven / ten < 3.3, (ten, eleven))
+        self.assertGreater(most, 1_000 * ten)
+
+
+class TestServer(unittest.TestCase):
+    """What is said of a PostgreSQL server, wherever it is."""
+
+    config = {"GRANIAN_WORKERS": 2, "GRANIAN_BLOCKING_THREADS": 16}  # noqa: RUF012  # never changed
+
+    def serving(self, options: dict[str, str], **changes: Any) -> list[Finding]:
+        """Return what is found about a good server, but for the changes."""
+        server = GOOD_SERVER._replace(**changes)
+        return list(diagnosis.serving(server, self.config, options))  # type: ignore[arg-type]
+
+    def test_this_machine(self) -> None:
+        """Who is at the other end of a socket or of a connection to oneself is this machine."""
+        one, other = socket.socketpair()
+        with one, other:
+            self.assertIsNone(diagnosis.far_end(one.fileno()))
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname()) as line,
+        ):
+            self.assertIsNone(diagnosis.far_end(line.fileno()))
+
+    def test_good(self) -> None:
+        """Encrypted, known for sure, and large enough."""
+        found = self.serving({"sslmode": "verify-full"})
+
+        self.assertEqual({Verdict.OK}, {finding.verdict for finding in found}, found)
+
+    def test_findings(self) -> None:
+        """Each thing by itself."""
+        for changes, sslmode, verdict, words in (
+            ({"skew": 1.1}, "verify-full", Verdict.WRONG, "1.1 s behind"),
+            ({"skew": -1.1}, "verify-full", Verdict.WRONG, "1.1 s ahead"),
+            ({"skew": -0.9}, "verify-full", Verdict.OK, "agree"),
+            ({"superuser": True}, "verify-full", Verdict.NOTE, "superuser"),
+            ({"connections": 65}, "verify-full", Verdict.WRONG, "may want 66"),
+            ({"connections": 66}, "verify-full", Verdict.OK, "66 at most"),
+            ({"connections": 10, "pooled": True}, "verify-full", Verdict.OK, "pooler"),
+            ({}, "require", Verdict.NOTE, "sslmode=require"),
+            ({"encrypted": False, "address": "8.8.8.8"}, "", Verdict.WRONG, "8.8.8.8 is not"),
+            ({"encrypted": False, "address": "2600::1"}, "", Verdict.WRONG, "2600::1 is not"),
+            ({"encrypted": False, "address": "172.18.0.2"}, "", Verdict.NOTE, "not encrypted"),
+            ({"encrypted": False, "address": "fd00::2"}, "", Verdict.NOTE, "not encrypted"),
+            ({"encrypted": False, "address": None}, "", Verdict.OK, "stays on this machine"),
+        ):
+            with self.subTest(changes, sslmode=sslmode):
+                options = {"sslmode": sslmode} if sslmode else {}
+                found = self.serving(options, **changes)
+
+                matching = [finding for finding in found if words in finding.text]
+                self.assertEqual([verdict], [finding.verdict for finding in matching], found)
+                others = {finding.verdict for finding in found if finding not in matching}
+                self.assertEqual({Verdict.OK}, others, found)
