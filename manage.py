@@ -259,8 +259,7 @@ def purge() -> None:
     ended = _delete_all(sessions.delete_expired)
     events = _delete_all(audit.delete_expired)
     erased = _delete_all(audit.erase_rest)
-    counts = ratelimit.delete_expired()
-    db.session.commit()
+    counts = _delete_all(ratelimit.delete_expired)
     print(f"Expired sessions deleted: {ended}; events: {events}; counts of attempts: {counts}.")
     print(f"Events that no more name whoever was deleted: {erased}.")
 
@@ -319,7 +318,9 @@ def _as_row(event: Row[Any]) -> str:
         details = f"by={event.actor_id} {details}"
     user, ip = event.user_id or "-", event.ip or "-"
     at = f"{event.created_at:%Y-%m-%dT%H:%M:%SZ}"
-    return EVENT.format(at, event.kind, user, ip, f"{details} {event.user_agent}".strip())
+    # Quoted: what a client calls itself is not to be taken for details.
+    client = orjson.dumps(event.user_agent).decode()
+    return EVENT.format(at, event.kind, user, ip, f"{details} {client}".strip())
 
 
 @manager.command

@@ -29,6 +29,7 @@ from sqlalchemy import URL, make_url
 
 from bench.report import add_database_url, leave_when_terminated, machine, say
 from bench.servers import JSON, PASSWORD, ROOT, database, service, serving, url_text
+from project import passwords
 from project.config import BaseConfig
 from project.errors import InvalidCredentials
 
@@ -56,6 +57,7 @@ class Case:
     password: str = WRONG
     cost: int | None = None  # of the account's hash; None: there is no account
     active: bool = True
+    mark: str = ""  # of the kind of the hash
 
     @property
     def email(self) -> str:
@@ -78,6 +80,7 @@ def cases(cost: int) -> list[Case]:
         Case("deactivated user", cost=cost, active=False),
         Case(f"old hash of cost {cost - 1}", cost=cost - 1),
         Case(f"old hash of cost {LOWEST_COST}", cost=LOWEST_COST),
+        Case("imported hash", cost=cost, mark=passwords.FOREIGN),
     ]
 
 
@@ -89,7 +92,7 @@ def add_accounts(database_url: URL, kinds: Sequence[Case]) -> None:
             if case.cost is not None:
                 hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(case.cost)).decode()
                 row = {"name": case.username, "email": case.email, "active": case.active}
-                cursor.execute(USER, {**row, "password": hashed})
+                cursor.execute(USER, {**row, "password": case.mark + hashed})
 
 
 def attempt(connection: http.client.HTTPConnection, case: Case) -> float:
@@ -201,7 +204,9 @@ def main() -> None:
     """Measure and print; the exit code is 1 unless all is shown to be the same."""
     options = parse()
     leave_when_terminated()
-    os.environ["RATE_LIMITS"] = "false"  # the same accounts are tried again and again
+    # The same accounts are tried again and again: everything is counted, and no limit reached.
+    limits = {"LOGIN_FAILURES_PER_ACCOUNT": "10000", "LOGIN_FAILURES_PER_ADDRESS": "1000000"}
+    os.environ.update(limits)
     server_url = make_url(options.database_url)
     fields = BaseConfig.model_fields
     workers, threads = (

@@ -100,7 +100,9 @@ def register(username: str, email: str, password: str, origin: audit.Origin) -> 
         db.session.rollback()
         why = f"{next(iter(error.errors or {}))}_taken"
         audit.refuse(error, audit.Kind.REGISTRATION_REFUSED, origin, user_id=None, why=why)
-    return sessions.start(user.id, user.password, origin, audit.Kind.REGISTERED)
+    pair = sessions.start(user.id, user.email, user.password, origin, audit.Kind.REGISTERED)
+    ratelimit.limits().remember(user.email, origin.ip)
+    return pair
 
 
 def add(
@@ -179,7 +181,7 @@ def log_in(email: str, password: str, origin: audit.Origin) -> sessions.Pair:
             hashed = passwords.hash(password)
             _replace_password(user.id, user.password, hashed)
         try:
-            pair = sessions.start(user.id, hashed, origin, audit.Kind.LOGGED_IN)
+            pair = sessions.start(user.id, email, hashed, origin, audit.Kind.LOGGED_IN)
         except sessions.UserChanged:
             db.session.rollback()
             continue

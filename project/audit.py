@@ -98,7 +98,19 @@ NOWHERE = Origin(None, "")  # of those who are to be named no more
 
 _events = cast(Table, Event.__table__)
 _erasures = cast(Table, Erasure.__table__)
-_PUBLIC = select(*(column for column in _events.c if column.name != "user_id"))
+# Where an admin did something to a user, from where they did it is no business of the user's.
+_THEIR_OWN = _events.c.actor_id.is_(None)
+_PUBLIC = select(
+    _events.c.id,
+    _events.c.created_at,
+    _events.c.kind,
+    _events.c.actor_id,
+    _events.c.session_id,
+    case((_THEIR_OWN, _events.c.ip)).label("ip"),
+    case((_THEIR_OWN, _events.c.user_agent), else_="").label("user_agent"),
+    case((_THEIR_OWN, _events.c.request_id)).label("request_id"),
+    _events.c.details,
+)
 _NEWEST = (
     _PUBLIC.where(_events.c.user_id == bindparam("user_id"))
     .order_by(_events.c.created_at.desc(), _events.c.id.desc())

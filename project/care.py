@@ -26,6 +26,8 @@ from project.extensions import db
 
 PRIVILEGES = {"active", "admin"}  # what only an admin changes
 
+_CONFIRMATION = "current_password"  # the field
+
 _users = cast(Table, User.__table__)
 _SHOWN = [column for column in _users.c if column.name not in {"username_key", "password"}]
 _ALL: Select[Any] = select(*_SHOWN, _users.c.password)
@@ -66,12 +68,7 @@ def change(
     refused = audit.Kind.USER_CHANGE_REFUSED
     if not caller.admin:
         if PRIVILEGES & changes.keys():
-            audit.refuse(
-                PermissionDenied(),
-                refused,
-                **_about(user_id, caller, origin),
-                why="permission_denied",
-            )
+            raise PermissionDenied
         # Like a registration this can tell who has an account.
         ratelimit.limits().registration(origin.ip)
     account = _take(user_id, caller, origin, password, refused)
@@ -125,7 +122,7 @@ def _take(
         attempt = ratelimit.Off().login(caller.email, origin.ip)
         return _Account(*_lock(user_id, caller), about, attempt, refused)
     if password is None:
-        raise InvalidPayload(errors={"current_password": "is required"})
+        raise InvalidPayload(errors={_CONFIRMATION: "is required"})
     attempt = ratelimit.limits().login(caller.email, origin.ip)
     refuse = partial(audit.refuse, kind=refused, **about)
     verified = accounts.confirm(user_id, password, attempt, refuse)

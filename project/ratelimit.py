@@ -9,10 +9,21 @@ import hashlib
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from flask import Flask, current_app
-from sqlalchemy import Connection, Table, case, delete, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    case,
+    delete,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 
 from project import addresses, clock, database
 from project.api.models import KnownAddress, Throttle
@@ -21,6 +32,7 @@ from project.errors import TooManyAttempts
 from project.extensions import db
 
 HOUR = 3_600  # seconds
+DELETED_AT_ONCE = 1_000
 # Until when what is not paused is paused. Not "now": that may be later than another's.
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -68,6 +80,9 @@ class Limits(Protocol):
     def registration(self, ip: str | None) -> None:
         """Count a registration, which is never given back."""
 
+    def remember(self, email: str, ip: str | None) -> None:
+        """Take an address for the account's own, in the transaction of `db.session`."""
+
 
 class Off:
     """No limits: what the tests, and those who limit elsewhere, have."""
@@ -82,6 +97,9 @@ class Off:
 
     def registration(self, ip: str | None) -> None:
         """Count nothing."""
+
+    def remember(self, email: str, ip: str | None) -> None:
+        """Remember nothing."""
 
 
 class _Uncounted:
@@ -132,6 +150,10 @@ class On:
         """Count by address."""
         counts = [(f"register:{addresses.network(ip)}", self._registrations)]
         _count(counts, clock.utcnow())
+
+    def remember(self, email: str, ip: str | None) -> None:
+        """Take an address for the account's own, as after a login."""
+        _remember(_account(email), addresses.network(ip))
 
 
 def _count(counts: Sequence[tuple[str, Policy]], now: datetime) -> int:
@@ -200,6 +222,17 @@ def _account(email: str) -> str:
     return hashlib.sha256(email.encode()).hexdigest()[:32]
 
 
+def _remember(account: str, network: str) -> None:
+    now = clock.utcnow()
+    database.write(
+        database.insert(_known)
+        .values(account=account, network=network, last_login_at=now)
+        .on_conflict_do_update(
+            index_elements=[_known.c.account, _known.c.network], set_={"last_login_at": now}
+        )
+    )
+
+
 class _Counted:
     def __init__(self, counts: Sequence[tuple[str, Policy]], pause: int) -> None:
         self._counts = counts
@@ -228,14 +261,7 @@ class _Login(_Counted):
         *by_address, (account_key, _) = self._counts
         _Counted(by_address, self.pause).succeed()
         database.write(delete(_throttles).where(_throttles.c.key == account_key))
-        now = clock.utcnow()
-        database.write(
-            database.insert(_known)
-            .values(account=self._account, network=self._network, last_login_at=now)
-            .on_conflict_do_update(
-                index_elements=[_known.c.account, _known.c.network], set_={"last_login_at": now}
-            )
-        )
+        _remember(self._account, self._network)
 
 
 def init_app(app: Flask) -> None:
@@ -267,8 +293,13 @@ def rename(old: str, new: str) -> None:
     _forget_counts(old)
     # Whoever had the new email before was somebody else.
     database.write(delete(_known).where(_known.c.account == _account(new)))
-    known = update(_known).where(_known.c.account == _account(old))
-    database.write(known.values(account=_account(new)))
+    theirs = _known.c.account == _account(old)
+    columns = literal(_account(new)), _known.c.network, _known.c.last_login_at
+    moved = database.insert(_known).from_select(list(_known.c), select(*columns).where(theirs))
+    # A login that was under way may have remembered it just now.
+    keys = _known.c.account, _known.c.network
+    database.write(moved.on_conflict_do_nothing(index_elements=list(keys)))
+    database.write(delete(_known).where(theirs))
 
 
 def forget(email: str) -> None:
@@ -287,12 +318,21 @@ def _forget_counts(email: str) -> None:
 
 
 def delete_expired() -> int:
-    """Delete counts and addresses that say nothing any more, and return how many."""
+    """Delete counts and addresses that say nothing any more; return how many, 0 at the end.
+
+    At most DELETED_AT_ONCE of each, and none that somebody else has locked: nobody waits.
+    """
     now = clock.utcnow()
     oldest = now - timedelta(days=current_app.config["KNOWN_ADDRESS_DAYS"])
-    counts = delete(_throttles).where(
+    counts = select(_throttles.c.key).where(
         _throttles.c.resets_at <= now, _throttles.c.paused_until <= now
     )
-    return database.write(counts) + database.write(
-        delete(_known).where(_known.c.last_login_at <= oldest)
+    known = select(_known.c.account, _known.c.network).where(_known.c.last_login_at <= oldest)
+    return _delete(_throttles, [_throttles.c.key], counts) + _delete(
+        _known, [_known.c.account, _known.c.network], known
     )
+
+
+def _delete(table: Table, key: Sequence[ColumnElement[Any]], expired: Select[Any]) -> int:
+    expired = expired.limit(DELETED_AT_ONCE).with_for_update(skip_locked=True)
+    return database.write(delete(table).where(tuple_(*key).in_(expired)))

@@ -96,6 +96,7 @@ _START = (
         select(*_STARTED.values())
         .where(
             _users.c.id == bindparam("user_id"),
+            _users.c.email == bindparam("email"),
             _users.c.active,
             _users.c.password == bindparam("password_hash"),
         )
@@ -134,11 +135,13 @@ class UserChanged(Exception):
     """The user is not what they were when their password was verified."""
 
 
-def start(user_id: int, password_hash: str, origin: audit.Origin, kind: audit.Kind) -> Pair:
+def start(
+    user_id: int, email: str, password_hash: str, origin: audit.Origin, kind: audit.Kind
+) -> Pair:
     """Return the tokens of a new session of a user whose password has just been verified.
 
     `kind` is what the audit trail calls it. Raises UserChanged when they are gone or deactivated
-    meanwhile, or have another hash.
+    meanwhile, or have another email or hash.
     """
     now = clock.utcnow()
     started = db.session.execute(
@@ -146,6 +149,7 @@ def start(user_id: int, password_hash: str, origin: audit.Origin, kind: audit.Ki
         {
             "id": identifiers.new_session(),
             "user_id": user_id,
+            "email": email,
             "password_hash": password_hash,
             "now": now,
             "expires_at": _expiry(now, now),
@@ -245,13 +249,15 @@ def refresh(refresh_token: str, origin: audit.Origin) -> Pair:
     repeated = session is None
     session = session or _rotated_already(claims, now, origin)
     attempt.succeed()
-    audit.record(
-        audit.Kind.REFRESHED,
-        origin,
-        user_id=session.user_id,
-        session_id=session.id,
-        repeated=repeated,
-    )
+    # Whoever repeats theirs from where they are could otherwise fill the audit trail.
+    if not repeated or origin.ip != session.ip:
+        audit.record(
+            audit.Kind.REFRESHED,
+            origin,
+            user_id=session.user_id,
+            session_id=session.id,
+            repeated=repeated,
+        )
     return _pair(session, now)
 
 
@@ -262,7 +268,8 @@ def _rotated_already(claims: tokens.Refresh, now: datetime, origin: audit.Origin
     try:
         session = _checked(row)
     except ServiceError as error:
-        about["user_id"] = claims.user_id if row else None
+        if row is None:
+            about = {"user_id": None, "session_id": None}
         audit.refuse(error, audit.Kind.REFRESH_REFUSED, origin, **about, why=error.code)
     used_just_now = now - session.last_used_at <= REUSE_INTERVAL
     if session.generation != claims.generation + 1 or not used_just_now:

@@ -35,6 +35,7 @@ from project.errors import Busy, InvalidPayload
 
 BODY_PATIENCE = 0.1  # seconds to wait for a place to read a body
 _TCP_INFO_LAST_DATA_RECV = slice(52, 56)  # milliseconds; struct tcp_info in linux/tcp.h
+_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+(\.[\w-]*)?", re.ASCII)  # a JWT, or the most of one
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._=+/:-]{{1,{MAX_REQUEST_ID}}}")
 
 _reading_since: dict[int, float] = {}  # by thread: when it began to read a body
@@ -151,6 +152,7 @@ def origin() -> audit.Origin:
         character if character.isprintable() else "?"
         for character in flask.request.user_agent.string[:MAX_STORED_USER_AGENT]
     )
+    user_agent = _TOKEN.sub("[token]", user_agent)
     caller = flask.g.get("user")
     return audit.Origin(
         addresses.parse(flask.request.remote_addr or ""),

@@ -144,11 +144,17 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assertEqual(before, stored_events())
 
     def test_refresh(self) -> None:
-        """A refresh is told, a second one with the same token, and a refusal with its reason."""
+        """A refresh is told, one more from elsewhere too, and a refusal with its reason."""
         token, about = self.pair["refresh_token"], {"session_id": self.session_id}
-        for repeated in (False, True):
-            self.assertEqual(200, self.post("/auth/refresh", refresh_token=token).status_code)
-            self.assert_recorded(audit.Kind.REFRESHED, {"repeated": repeated}, **about)
+        self.assertEqual(200, self.post("/auth/refresh", refresh_token=token).status_code)
+        self.assert_recorded(audit.Kind.REFRESHED, {"repeated": False}, **about)
+        before = stored_events()
+        self.assertEqual(200, self.post("/auth/refresh", refresh_token=token).status_code)
+        self.assertEqual(before, stored_events())
+        elsewhere = self.client.post("/auth/refresh", json={"refresh_token": token})
+        self.assertEqual(200, elsewhere.status_code)
+        newest = stored_events()[-1]
+        self.assertEqual(("127.0.0.1", {"repeated": True}), (newest["ip"], newest["details"]))
 
         self.move_clock(11)
         self.assertEqual(401, self.post("/auth/refresh", refresh_token=token).status_code)
@@ -166,7 +172,7 @@ class TestWhatIsRecorded(AuditTestCase):
         db.session.commit()
         self.assertEqual(401, self.post("/auth/refresh", refresh_token=token).status_code)
         details = {"why": "account_inactive"}
-        self.assert_recorded(audit.Kind.REFRESH_REFUSED, details, user_id=None, **about)
+        self.assert_recorded(audit.Kind.REFRESH_REFUSED, details, user_id=None)
 
     def test_log_out(self) -> None:
         """A logout says how far it went."""
@@ -315,6 +321,17 @@ class TestOrigin(AuditTestCase):
                 self.assertRegex(stored_events()[-1]["request_id"], r"\A[0-9a-f]{32}\Z")
         made = [row["request_id"] for row in stored_events() if len(row["request_id"]) == 32]
         self.assertEqual(len(made), len(set(made)))
+
+    def test_tokens_in_the_wrong_place(self) -> None:
+        """A token that a client calls itself by is not kept."""
+        pair = self.log_in().get_json()
+        for name in ("auth_token", "refresh_token"):
+            headers = {"User-Agent": f"curl {pair[name]} x"}
+            credentials = {"email": "test@test.com", "password": "test"}
+            self.client.post("/auth/login", json=credentials, headers=headers)
+
+            self.assertEqual("curl [token] x", stored_events()[-1]["user_agent"])
+            self.assertEqual("curl [token] x", stored_sessions()[-1]["user_agent"])
 
     def test_user_agent(self) -> None:
         """A user agent is cut, and what cannot be printed in it is replaced."""

@@ -13,7 +13,7 @@ from sqlalchemy import insert
 from project import audit, clock, db
 from project.api.models import Event
 from project.tests import scratch
-from project.tests.base import BaseTestCase
+from project.tests.base import BaseTestCase, bearer
 from project.tests.utils import add_user, start_session, stored_events
 
 MORNING = datetime(2026, 11, 22, 9, tzinfo=UTC)
@@ -85,6 +85,20 @@ class TestReading(BaseTestCase):
                 self.assert_error(self.get(self.path), *missing)
                 odd = self.get(f"/users/0{self.users['bob'].id}/events", self.tokens["bob"])
                 self.assert_error(odd, *refused)
+
+    def test_acts_of_others(self) -> None:
+        """A user sees that an admin did something, and which, but not from where."""
+        path, token = f"/users/{self.users['bob'].id}", self.tokens["admin"]
+        headers = bearer(token) | {"User-Agent": "their phone"}
+        changed = self.client.patch(path, json={"username": "bobby"}, headers=headers)
+        self.assertEqual(200, changed.status_code)
+
+        event = self.get(f"{path}/events", self.tokens["bob"]).get_json()["data"]["events"][0]
+
+        shown = {name: event[name] for name in ("actor_id", "ip", "user_agent", "request_id")}
+        expected = {"ip": None, "user_agent": "", "request_id": None}
+        self.assertEqual(expected | {"actor_id": self.users["admin"].id}, shown)
+        self.assertEqual("their phone", stored_events()[-1]["user_agent"])
 
     def test_nobody(self) -> None:
         """An id that is no user's is a 404, to an admin."""
@@ -168,7 +182,7 @@ class TestCommand(BaseTestCase):
         self.assertRegex(words[0], r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
         expected = ["login_refused", str(self.ada.id), "203.0.113.7"]
         self.assertEqual(expected, words[1:4])
-        self.assertEqual({"why=wrong_password", "pause=60", "tests"}, set(words[4:]))
+        self.assertEqual({"why=wrong_password", "pause=60", '"tests"'}, set(words[4:]))
         self.assertIn(f" {self.bob.id} ", second)
 
     def test_json(self) -> None:

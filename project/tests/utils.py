@@ -20,7 +20,7 @@ def add_user(username: str, email: str, password: str, **columns: Any) -> User:
 
 def start_session(user: User) -> sessions.Pair:
     """Return the tokens of a new session of a user, as a login would have given them."""
-    pair = sessions.start(user.id, user.password, ORIGIN, audit.Kind.LOGGED_IN)
+    pair = sessions.start(user.id, user.email, user.password, ORIGIN, audit.Kind.LOGGED_IN)
     db.session.commit()
     return pair
 
