@@ -282,7 +282,7 @@ class TestFaults(ScratchTestCase):
 
     def test_mistake_of_ours_is_no_fault_of_the_database(self) -> None:
         """A statement that is wrong is a 500: coming back later would not help."""
-        with mock.patch("project.accounts._BY_ID", text("SELECT nothing FROM users")):
+        with mock.patch("project.accounts._BY_ID", {False: text("SELECT nothing FROM users")}):
             response = self.get("/users/1")
 
         expected = 500 if ON_POSTGRESQL else 503  # SQLite does not tell the two apart

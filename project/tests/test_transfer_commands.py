@@ -217,6 +217,8 @@ class TestTransferCommands(unittest.TestCase):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Whoever starts the tests in the background has it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         with process:
             assert process.stdin  # noqa: S101  # it is a pipe
