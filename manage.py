@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from sqlalchemy import Row
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from tqdm import tqdm
+from werkzeug.serving import WSGIRequestHandler
 
 from project import (
     UsersService,
@@ -37,6 +38,7 @@ from project import (
     db,
     diagnosis,
     logs,
+    metrics,
     ratelimit,
     records,
     sessions,
@@ -79,7 +81,19 @@ def application() -> UsersService:
 
 
 manager = Manager(application, description=__doc__)
-manager.add_command("runserver", Server(use_debugger=False, use_reloader=False, threaded=True))
+
+
+class QuietHandler(WSGIRequestHandler):
+    """A request in the development server, which the service logs by itself."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Log nothing more."""
+
+
+manager.add_command(
+    "runserver",
+    Server(use_debugger=False, use_reloader=False, threaded=True, request_handler=QuietHandler),
+)
 manager.add_command(
     "shell", Shell(make_context=lambda: {"app": current_app, "db": db, "User": User})
 )
@@ -148,6 +162,8 @@ def serve() -> None:
         "GRANIAN_RESPAWN_FAILED_WORKERS": "true",
         "GRANIAN_WORKERS_KILL_TIMEOUT": "20",  # seconds for requests in flight to finish
     }
+    if current_app.config["METRICS_PORT"]:
+        settings[metrics.DIRECTORY] = str(metrics.new_directory())
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
     os.execve(sys.executable, [*command, "project:create_app"], settings | os.environ)
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import flask
 from flask import Flask, Request
 from flask.sessions import NullSession, SessionInterface
 from flask_openapi3 import Info, OpenAPI
 from werkzeug.routing import MapAdapter
 
-from project import bulkhead, database, logs, passwords, proxies, ratelimit, readiness
-from project.api import browsers, document, error_handlers, guards, requests
+from project import bulkhead, database, logs, metrics, passwords, proxies, ratelimit, readiness
+from project.api import access, browsers, document, error_handlers, guards, requests
 from project.api.auth import auth_blueprint
 from project.api.health import health_blueprint
 from project.api.responses import OrjsonProvider, Response
@@ -57,6 +58,21 @@ class UsersService(OpenAPI):
         """Return `func` itself: nothing here is async, and asking costs every request."""
         return func
 
+    def finalize_request(self, rv: Any, from_error_handler: bool = False) -> flask.Response:
+        """Return what a view or an error handler answered, as a response that is recorded.
+
+        As Flask's own, which writes what fails here after another failure raw into the log.
+        """
+        response = self.make_response(rv)
+        try:
+            response = self.process_response(response)
+        except Exception as error:
+            if not from_error_handler:
+                raise
+            error_handlers.log_unforeseen(error)
+        access.record(response)
+        return response
+
     def log_exception(self, exc_info: tuple[Any, ...]) -> None:
         """Log what was raised outside of any view as all else: Flask writes path and text raw."""
         error_handlers.log_unforeseen(exc_info[1])
@@ -82,6 +98,7 @@ def create_app(settings: str | None = None) -> UsersService:
         # Flask means it to be replaced; mypy takes it for a method like any other.
         app.wsgi_app = proxies.believe(app.wsgi_app, hops)  # type: ignore[assignment,method-assign]
     logs.configure(readable=app.debug or app.testing)
+    metrics.init_app(app)
     database.init_app(app)
     readiness.init_app(app)
     bulkhead.init_app(app)

@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session as DatabaseSession
 
-from project import clock, database
+from project import clock, database, metrics
 from project.api.models import Erasure, Event
 from project.errors import ServiceError
 from project.extensions import db
@@ -161,6 +161,7 @@ def _write_log(session: DatabaseSession) -> None:
         kind, details = fields.pop("kind"), fields.pop("details")
         write = log.warning if kind == Kind.REFRESH_REUSED else log.info
         write(kind, **fields, **details)
+        metrics.present().event(kind, str(details.get("why", "")))
 
 
 @event.listens_for(db.session, "after_rollback")

@@ -232,6 +232,9 @@ class BaseConfig(BaseModel):
         30, ge=0, le=3_650, description="since a login, in which an address is its user's own"
     )
     EVENTS_DAYS: int = Field(90, ge=1, le=36_500, description="for which the audit trail is kept")
+    METRICS_PORT: int | None = Field(
+        None, ge=1, le=65_535, description="where `serve` shows figures for Prometheus, /metrics"
+    )
     GRANIAN_WORKERS: int = Field(2, ge=1, le=256, description="server processes")
     GRANIAN_BLOCKING_THREADS: int = Field(16, ge=2, le=256, description="threads in each of them")
 

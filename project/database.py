@@ -22,7 +22,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from project import postgresql
+from project import metrics, postgresql
 from project.extensions import db, migrate
 
 T = TypeVar("T")
@@ -108,6 +108,8 @@ def init_app(app: Flask) -> None:
             event.listen(db.engine, "connect", _prepare_sqlite_writer)
             event.listen(db.engine, "begin", _begin_immediate)
             event.listen(db.engines[READ], "connect", _prepare_sqlite)
+        for name, engine in (("write", db.engine), (READ, db.engines[READ])):
+            metrics.present().watch(engine, name, pool_size)
         if app.config["EMBEDDED_DATABASE"]:
             _migrate_embedded()
 

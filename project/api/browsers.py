@@ -11,7 +11,7 @@ from project.errors import HttpsRequired
 
 _IN_THE_CLEAR = {"/ping", "/health/live", "/health/ready"}
 _STRICT_TRANSPORT_SECURITY = "max-age=63072000; includeSubDomains"  # two years
-_EXPOSED = "WWW-Authenticate, Retry-After, Link"
+_EXPOSED = "WWW-Authenticate, Retry-After, Link, X-Request-ID"
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type",

@@ -16,12 +16,12 @@ from typing import Any
 import flask
 import orjson
 from flask import Blueprint, Flask, current_app, send_from_directory
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from werkzeug.routing import Rule
 
 from project import errors
-from project.api import answers, error_handlers
+from project.api import answers, error_handlers, schemas
 from project.api.answers import Answers
 from project.api.responses import Response, failure
 
@@ -35,6 +35,8 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_REQUEST_ID = "c5e1f4581461cd7d0dc9bfd2d9c1059f"  # of an example
+_REQUEST_ID_HEADER = "#/components/headers/X-Request-ID"
 _WITH_ERRORS = {errors.InvalidPayload, errors.UserExists, errors.EmailExists}
 _TAGS = {
     "auth": "Register, log in, and everything about the caller's own sessions.",
@@ -46,7 +48,8 @@ JSON in, JSON out. A success is `{"status": "success", ...}`; a refusal has `sta
 `fail`, where a view of `/users` refuses), a `message` for people and a `code` for programs.
 
 An unknown address is a 404 `not_found`, a method that an address does not take a 405
-`method_not_allowed` with `Allow`. A 429 or 503 has `Retry-After`, in seconds.
+`method_not_allowed` with `Allow`. A 429 or 503 has `Retry-After`, in seconds. Every answer has the
+id under which the log has it in `X-Request-ID`, and where the service failed in `request_id` too.
 
 Log in, press *Authorize*, and put the `auth_token` in.
 """
@@ -62,8 +65,10 @@ def init_app(app: Flask) -> None:
 
 @docs_blueprint.get("/openapi.json")
 def get_document() -> flask.Response:
-    """Answer with the document."""
-    return Response(orjson.dumps(describe(current_app)))
+    """Answer with the document, which is made when it is first asked for."""
+    if "document" not in current_app.extensions:
+        current_app.extensions["document"] = orjson.dumps(describe(current_app))
+    return Response(current_app.extensions["document"])
 
 
 @docs_blueprint.get("")
@@ -122,6 +127,12 @@ def describe(app: Flask) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
+            "headers": {
+                "X-Request-ID": _header(
+                    "what the request is called in the log: the X-Request-ID that came with it, if"
+                    " it is sane, or a new one"
+                )
+            },
             "securitySchemes": {
                 "bearer": {
                     "type": "http",
@@ -169,11 +180,12 @@ def _operation(name: str, blueprint: str, view: Any, components: dict[str, Any])
         ],
         "responses": {
             str(view.answers.status): _success(view, name),
-            **_failures(refusals, blueprint, components),
+            **_failures(refusals, blueprint, components, takes),
         },
     }
+    for response in operation["responses"].values():
+        response.setdefault("headers", {})["X-Request-ID"] = {"$ref": _REQUEST_ID_HEADER}
     if errors.TokenInvalid in refusals and errors.RefreshReused not in refusals:
-        is_open = any(getattr(guard, "unless_open", False) for guard in guards)
         is_open = any(guard.__name__.endswith("_unless_open") for guard in guards)
         operation["security"] = [{"bearer": []}, *([{}] if is_open else [])]
     if body := takes.get("body"):
@@ -226,7 +238,10 @@ def _success(view: Any, operation_id: str) -> dict[str, Any]:
 
 
 def _failures(
-    refusals: Iterable[type[errors.ServiceError]], blueprint: str, components: dict[str, Any]
+    refusals: Iterable[type[errors.ServiceError]],
+    blueprint: str,
+    components: dict[str, Any],
+    takes: dict[str, type[BaseModel]],
 ) -> dict[str, Any]:
     """Return the responses that refusals are, by status; their schemas go to `components`."""
     by_status: dict[str, list[type[errors.ServiceError]]] = {}
@@ -242,7 +257,9 @@ def _failures(
             schemas_.append(_reference(name))
             lines.append(f"`{refusal.code}`: {refusal.message}")
             details = {"email": "is taken"} if refusal in _WITH_ERRORS else None
-            envelope = failure(refusal(errors=details), word).get_data()
+            if refusal is errors.InvalidPayload:
+                details = _mistakes(takes)
+            envelope = failure(refusal(errors=details), word, _REQUEST_ID).get_data()
             examples[name] = {"value": orjson.loads(envelope)}
         responses[status] = {
             "description": "\n\n".join(dict.fromkeys(lines)),
@@ -260,6 +277,19 @@ def _failures(
     return responses
 
 
+def _mistakes(takes: dict[str, type[BaseModel]]) -> dict[str, str]:
+    """Return what a request is told that has nothing in its body, or nonsense in its query."""
+    wrong: dict[str, Any] = {}
+    model = takes.get("body") or takes.get("query")
+    if "query" in takes:
+        wrong = dict.fromkeys(takes["query"].model_fields, "-")
+    try:
+        (model or schemas.AccountDeletion).model_validate(wrong)
+    except ValidationError as error:
+        return schemas.refuse(error).errors or {}
+    raise LookupError(f"{model} takes {wrong}")
+
+
 def _failure_schema(refusal: type[errors.ServiceError], word: str) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "status": {"const": word},
@@ -270,6 +300,9 @@ def _failure_schema(refusal: type[errors.ServiceError], word: str) -> dict[str, 
     if refusal in _WITH_ERRORS:
         properties["errors"] = {"type": "object", "additionalProperties": {"type": "string"}}
         required.append("errors")
+    if refusal.status >= 500:
+        properties["request_id"] = {"type": "string", "description": "as in X-Request-ID"}
+        required.append("request_id")
     return {
         "type": "object",
         "description": inspect.getdoc(refusal),

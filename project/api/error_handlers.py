@@ -1,6 +1,7 @@
 """The only place that turns an exception into an answer."""
 
 import traceback
+from typing import cast
 
 import flask
 import structlog
@@ -11,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from project import database, errors
 from project.api import schemas
+from project.api.requests import Request
 from project.api.responses import failure
 
 log = structlog.get_logger()
@@ -50,7 +52,9 @@ def refuse_invalid(error: ValidationError) -> flask.Response:
 
 def answer(error: errors.ServiceError) -> flask.Response:
     """Answer a refusal of the service's own."""
-    response = failure(error, word(type(error), request.blueprint))
+    flask.g.refusal = error.code
+    name = cast(Request, request).id
+    response = failure(error, word(type(error), request.blueprint), name)
     if error.status == 401:
         # RFC 6750, 3.1: a request without credentials is told no error code.
         response.headers["WWW-Authenticate"] = (
@@ -92,4 +96,5 @@ def answer_unforeseen(error: Exception) -> flask.Response:
 def log_unforeseen(error: BaseException) -> None:
     """Log where an exception came from, never its text: that may quote a row or a password."""
     stack = "".join(traceback.format_tb(error.__traceback__))
-    log.error("unhandled_exception", error=type(error).__name__, path=request.path, stack=stack)
+    path = cast(Request, request).shown_path
+    log.error("unhandled_exception", error=type(error).__name__, path=path, stack=stack)

@@ -36,6 +36,7 @@ from project.errors import Busy, InvalidPayload
 BODY_PATIENCE = 0.1  # seconds to wait for a place to read a body
 _TCP_INFO_LAST_DATA_RECV = slice(52, 56)  # milliseconds; struct tcp_info in linux/tcp.h
 _TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+(\.[\w-]*)?", re.ASCII)  # a JWT, or the most of one
+_SHOWN_PATH = 256  # characters of a path that are logged
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._=+/:-]{{1,{MAX_REQUEST_ID}}}")
 
 _reading_since: dict[int, float] = {}  # by thread: when it began to read a body
@@ -44,11 +45,21 @@ _reading_since: dict[int, float] = {}  # by thread: when it began to read a body
 class Request(flask.Request):
     """A request whose body is a JSON object sent as application/json, or nothing."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the time, and what Flask gives."""
+        self.began_at = time.perf_counter()
+        super().__init__(*args, **kwargs)
+
     @cached_property
     def id(self) -> str:
         """Return what this request is called: by X-Request-ID if that is sane, or by chance."""
         given = self.headers.get("X-Request-ID", "")
         return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+    @property
+    def shown_path(self) -> str:
+        """Return the path as it may be logged: its start, and no token that stands in it."""
+        return without_tokens(self.path)[:_SHOWN_PATH]
 
     @cached_property
     def args(self) -> MultiDict[str, str]:
@@ -146,13 +157,18 @@ def _hang_up_on_the_silent(port: int, silence: int) -> None:
                 line.shutdown(socket.SHUT_RDWR)
 
 
+def without_tokens(text: str) -> str:
+    """Return `text` without what looks like a token, or the start of one."""
+    return _TOKEN.sub("[token]", text)
+
+
 def origin() -> audit.Origin:
     """Return where this request comes from: what we know, and the start of what the client says."""
     user_agent = "".join(
         character if character.isprintable() else "?"
         for character in flask.request.user_agent.string[:MAX_STORED_USER_AGENT]
     )
-    user_agent = _TOKEN.sub("[token]", user_agent)
+    user_agent = without_tokens(user_agent)
     caller = flask.g.get("user")
     return audit.Origin(
         addresses.parse(flask.request.remote_addr or ""),

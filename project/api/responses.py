@@ -59,9 +59,14 @@ def success(status: int = 200, **members: Any) -> flask.Response:
     return _answer({"status": "success", **members}, status)
 
 
-def failure(error: ServiceError, word: str) -> flask.Response:
-    """Return the answer to a refused request; `word` is "error", or "fail" in a /users view."""
+def failure(error: ServiceError, word: str, request_id: str) -> flask.Response:
+    """Return the answer to a refused request; `word` is "error", or "fail" in a /users view.
+
+    Where the service failed it says under which id the log has that.
+    """
     envelope: dict[str, Any] = {"status": word, "message": error.message, "code": error.code}
+    if error.status >= 500:
+        envelope["request_id"] = request_id
     if error.errors is not None:
         envelope["errors"] = error.errors
     response = _answer(envelope, error.status)

@@ -164,6 +164,12 @@ class UserChange(Body):
     Whose own account it is gives `current_password` too.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": [name]} for name in ("username", "email", "active", "admin")]
+        }
+    )
+
     username: Username = Field(default_factory=str)
     email: Email = Field(default_factory=str)
     active: bool = Field(default_factory=bool)

@@ -101,7 +101,7 @@ def change_user(path: UserPath, body: UserChange) -> Response:
 
 @users_blueprint.delete("/users/<user_id>")
 @guards.required(guards.admin)
-@answers.has(200, answers.Done, UserNotFound, InvalidPayload, LastAdmin)
+@answers.has(200, answers.Done, UserNotFound, InvalidPayload)
 def delete_user(path: UserPath) -> Response:
     """Delete a user, their sessions, and everything that names them.
 

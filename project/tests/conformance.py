@@ -7,12 +7,13 @@ from typing import Any
 import jsonschema_rs
 from werkzeug.test import TestResponse
 
-from project import create_app
+from project import create_app, db
 from project.api import document
 
 # What no path of the document is: the document itself, and its page.
 TESTING = "project.config.TestingConfig"
 _OUTSIDE = re.compile(r"/docs(/.*)?")
+_ENVELOPE = {"status", "message", "code"}
 
 
 class Conformance:
@@ -28,16 +29,24 @@ class Conformance:
 
     def complaint(self, method: str, path: str, response: TestResponse) -> str | None:
         """Say what the document lacks of this answer, or None."""
-        if _OUTSIDE.fullmatch(path) or method == "OPTIONS":
+        if "X-Request-ID" not in response.headers:
+            return f"{method} {path} without X-Request-ID"
+        if _OUTSIDE.fullmatch(path):
             return None
+        if response.content_type != "application/json" and response.status_code != 204:
+            return f"{method} {path} answers in {response.content_type}"
         method = "GET" if method == "HEAD" else method
         operations = self._operations(path)
+        if method == "OPTIONS" and (operations or response.status_code == 204):
+            return None if response.status_code in {200, 204, 403} else "no answer to OPTIONS"
         operation = operations.get(method.lower())
         if operation is None:
             # 400: what is no HTTP, 403: what came in the clear, 500: a mistake before any view.
             expected = {405 if operations else 404, 400, 403, 500}
             if response.status_code not in expected:
                 return f"{method} {path} is no route, and the answer {response.status_code}"
+            if response.request.method != "HEAD" and not set(response.get_json()) >= _ENVELOPE:
+                return f"{method} {path} is no route, and the answer {response.get_json()}"
             return None
         documented = operation["responses"].get(str(response.status_code))
         if documented is None:
@@ -68,4 +77,8 @@ class Conformance:
 @cache
 def conformance() -> Conformance:
     """Return the conformance to the document, which is the same in every application."""
-    return Conformance(document.describe(create_app(TESTING)))
+    app = create_app(TESTING)
+    with app.app_context():
+        for engine in db.engines.values():
+            engine.dispose()
+    return Conformance(document.describe(app))

@@ -81,6 +81,13 @@ def settings(**environment: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in names} | environment
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Service:
     """`manage.py serve` in production's settings, on a free port of 127.0.0.1.
 
@@ -89,9 +96,7 @@ class Service:
     """
 
     def __init__(self, database_url: str, **environment: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.log = ""
         self._output = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115  # `stop` closes it
         self._environment = settings(

@@ -9,7 +9,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 # From the ground up; a module imports only from floors below its own.
 FLOORS = [
     {"addresses", "clock", "identifiers", "errors"},
-    {"config", "extensions", "password_rules", "proxies"},
+    {"config", "extensions", "metrics", "password_rules", "proxies"},
     {"bulkhead", "logs", "postgresql", "tokens"},
     {"database"},
     {"passwords", "readiness"},
@@ -19,7 +19,7 @@ FLOORS = [
     {"accounts"},
     {"api.answers", "care"},
     {"api.guards", "api.requests", "api.responses", "api.schemas"},
-    {"api.browsers", "api.error_handlers", "records"},
+    {"api.access", "api.browsers", "api.error_handlers", "records"},
     {"api.auth", "api.document", "api.health", "api.users", "transfer"},
     {""},  # project/__init__.py, which makes the application
 ]

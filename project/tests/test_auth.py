@@ -169,6 +169,8 @@ class TestAuthBlueprint(BaseTestCase):
 
         self.assert_error(wrong, *UNKNOWN)
         self.assertEqual(unknown.get_data(), wrong.get_data())
+        for answer in (unknown, wrong):
+            self.assertTrue(answer.headers.pop("X-Request-ID"))
         self.assertEqual(sorted(unknown.headers), sorted(wrong.headers))
 
     def test_wrong_password_login_takes_as_long(self) -> None:

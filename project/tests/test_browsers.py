@@ -20,6 +20,8 @@ HSTS = "max-age=63072000; includeSubDomains"
 USER = {"username": "test", "email": "test@test.com", "password": "test"}
 ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 
+EXPOSED = "WWW-Authenticate, Retry-After, Link, X-Request-ID"
+
 
 class BrowserTestCase(BaseTestCase):
     """A test of a service that was started in an environment of its own."""
@@ -102,7 +104,7 @@ class TestEveryAnswerToAPage(BrowserTestCase, AnswersTestCase):
                 self.assertEqual(
                     {
                         ALLOW_ORIGIN: APP,
-                        "Access-Control-Expose-Headers": "WWW-Authenticate, Retry-After, Link",
+                        "Access-Control-Expose-Headers": EXPOSED,
                     },
                     self.cors(response),
                 )

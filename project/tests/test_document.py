@@ -119,7 +119,7 @@ class TestDocument(BaseTestCase):
             "503": {"busy", "database_unavailable"},
         }
         self.assertEqual(expected, codes)
-        self.assertEqual({"Retry-After"}, set(login["429"]["headers"]))
+        self.assertEqual({"Retry-After", "X-Request-ID"}, set(login["429"]["headers"]))
 
     def test_undocumented_answers_are_noticed(self) -> None:
         """A test that gets a status, or a member, that the document lacks fails."""

@@ -1,6 +1,5 @@
 """Health: what balancers and orchestrators are told, in time, whatever the database does."""
 
-import json
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ from project import create_app, database, db, readiness
 from project.tests import scratch
 from project.tests.test_contract_answers import everything_written
 from project.tests.test_database import FarAwayTestCase, ScratchTestCase
+from project.tests.utils import logged
 
 NOT_MIGRATED = (503, "The database has not been migrated yet.", "database_not_migrated")
 
@@ -128,7 +128,7 @@ class TestSchema(HealthTestCase):
         """Check that the schema is said not to do, and nothing about it."""
         response = self.ready()
         data = self.assert_error(response, *NOT_MIGRATED)
-        self.assertEqual({"status", "message", "code"}, set(data))
+        self.assertEqual({"status", "message", "code", "request_id"}, set(data))
         self.assertGreater(int(response.headers["Retry-After"]), 0)
 
     def test_empty(self) -> None:
@@ -192,7 +192,7 @@ class TestSchema(HealthTestCase):
             for _ in range(2):
                 self.assert_ready()
 
-        lines = [json.loads(line) for line in written.getvalue().splitlines()]
+        lines = logged(written.getvalue())
         unavailable = {"error": "OperationalError", "sqlstate": None}
         self.assertEqual(
             [

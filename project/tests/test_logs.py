@@ -119,7 +119,8 @@ class TestForms(BaseTestCase):
                 self.client.post("/auth/refresh", **reuse)
                 plain = COLOR.sub("", lines.getvalue())
 
-            self.assertEqual(1, plain.count("refresh_reused"))
+            # The event, and the code of the answer.
+            self.assertEqual(2, plain.count("refresh_reused"))
             for line in plain.split("\n")[:-1]:
                 self.assertTrue(line.isprintable(), line)
                 self.assertRegex(line, TIMED if readable else "^{.*}$")

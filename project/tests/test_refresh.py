@@ -1,6 +1,5 @@
 """Refresh: the next pair, a token that comes twice, the two kinds, and how long it all lives."""
 
-import json
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +19,7 @@ from project.tests.test_sessions import (
     claims_of,
     session_of,
 )
-from project.tests.utils import stored_sessions
+from project.tests.utils import logged, stored_sessions
 
 REUSED = (401, "Invalid token. Please log in again.", "refresh_reused")
 EXPIRED = (401, "Signature expired. Please log in again.", "token_expired")
@@ -151,7 +150,7 @@ class TestRotation(RefreshTestCase):
         with everything_written() as written:
             self.assert_error(self.post(self.pair["refresh_token"]), *REUSED)
 
-        line = json.loads(written.getvalue())
+        (line,) = logged(written.getvalue())
         session_id = session_of(self.pair["auth_token"])
         expected = {"event": "refresh_reused", "user_id": self.user.id, "session_id": session_id}
         self.assertIn("Werkzeug", line.pop("user_agent"))
@@ -168,8 +167,8 @@ class TestRotation(RefreshTestCase):
             self.get("/auth/logout", self.pair["auth_token"])
             self.assert_error(self.post(self.pair["refresh_token"]), *ENDED)
 
-        logged = [json.loads(line)["event"] for line in written.getvalue().splitlines()]
-        self.assertEqual(["refreshed", "logged_out", "refresh_refused"], logged)
+        events = [line["event"] for line in logged(written.getvalue())]
+        self.assertEqual(["refreshed", "logged_out", "refresh_refused"], events)
 
     def test_device(self) -> None:
         """A refresh says anew where the session is, and when it was used; not when it began."""

@@ -1,5 +1,6 @@
 """Rows for tests."""
 
+import json
 from typing import Any
 
 from sqlalchemy import select
@@ -36,6 +37,12 @@ def stored_users() -> list[dict[str, Any]]:
     """Return every column of every user that was committed, in the order of the ids."""
     table = User.__table__
     return [row._asdict() for row in database.fetch_all(select(table).order_by(table.c.id))]
+
+
+def logged(written: str) -> list[dict[str, Any]]:
+    """Return the lines of a log in JSON, but for those that each request leaves."""
+    lines = [json.loads(line) for line in written.splitlines()]
+    return [line for line in lines if line["event"] != "request"]
 
 
 def stored_events() -> list[dict[str, Any]]:

@@ -1,0 +1,203 @@
+"""What every answer carries and leaves behind: the id of its request, and a line in the log."""
+
+import io
+import json
+from typing import Any
+from unittest import mock
+
+import structlog
+from sqlalchemy import text
+
+from project import logs
+from project.tests.base import BaseTestCase, bearer
+from project.tests.test_logs import written
+from project.tests.utils import add_user, stored_events
+
+SANE = ("req-1", "0af7651916cd43dd8448eb211c80319c", "a.b_c=d+e/f:g-h", "x" * 64)
+ODD = ("", " ", "a b", "x" * 65, "ä", '"', "a,b", "{}", "<b>", "a;b", "%0a")
+MADE = r"\A[0-9a-f]{32}\Z"
+
+
+class TestRequestId(BaseTestCase):
+    """X-Request-ID: the client's or the proxy's own, or one that is made."""
+
+    def test_given_back(self) -> None:
+        """A sane id comes back as it was sent, a good answer or not."""
+        for name in SANE:
+            for path in ("/ping", "/nothing", "/auth/status", "/docs", "/docs/openapi.json"):
+                with self.subTest(name, path=path):
+                    response = self.client.get(path, headers={"X-Request-ID": name})
+
+                    self.assertEqual([name], response.headers.getlist("X-Request-ID"))
+
+    def test_made(self) -> None:
+        """Without a sane one every answer has an id of its own."""
+        made = set()
+        for name in ODD:
+            with self.subTest(name):
+                response = self.client.get("/ping", headers={"X-Request-ID": name})
+
+                self.assertRegex(response.headers["X-Request-ID"], MADE)
+                made.add(response.headers["X-Request-ID"])
+        for method in ("HEAD", "OPTIONS", "PUT", "PROPFIND"):
+            response = self.client.open("/users", method=method)
+            made.add(response.headers["X-Request-ID"])
+
+        self.assertEqual(len(ODD) + 4, len(made))
+
+    def test_failures(self) -> None:
+        """The body of every 5xx has it too, and no other body."""
+        with mock.patch("project.accounts.find", side_effect=RuntimeError):
+            fault = self.get("/users/1")
+        gate = self.app.extensions["password_gate"]
+        places = self.app.config["GRANIAN_BLOCKING_THREADS"] // 2
+        with self.app.app_context():
+            for _ in range(places):
+                gate.enter()
+            busy = self.login()
+        missing = self.get("/nothing")
+
+        self.assertEqual([500, 503, 404], [each.status_code for each in (fault, busy, missing)])
+        for failure in (fault, busy):
+            self.assertEqual(failure.headers["X-Request-ID"], failure.get_json()["request_id"])
+        self.assertNotIn("request_id", missing.get_json())
+
+    def test_fault_outside_of_any_view(self) -> None:
+        """Whatever fails on the way out, the answer and its line have the id."""
+
+        def fail(_: object) -> None:
+            raise RuntimeError
+
+        self.app.after_request(fail)
+        self.app.config["PROPAGATE_EXCEPTIONS"] = False
+        with written(readable=False) as lines:
+            response = self.client.get("/ping", headers={"X-Request-ID": "req-1"})
+
+        self.assertEqual(500, response.status_code)
+        self.assertEqual("req-1", response.headers["X-Request-ID"])
+        logged = [json.loads(line) for line in lines.getvalue().splitlines()]
+        events = ["unhandled_exception", "unhandled_exception", "request"]
+        self.assertEqual(events, [line["event"] for line in logged])
+        self.assertEqual({"req-1"}, {line["request_id"] for line in logged})
+
+
+class TestLine(BaseTestCase):
+    """The line that a request leaves."""
+
+    def lines(self, path: str, method: str = "GET", **more: Any) -> list[dict[str, Any]]:
+        """Make a request, and return what production's log says of it."""
+        with written(readable=False) as lines:
+            self.client.open(path, method=method, **more)
+        return [json.loads(line) for line in lines.getvalue().splitlines()]
+
+    def line(self, path: str, method: str = "GET", **more: Any) -> dict[str, Any]:
+        """Make a request that leaves a single line, and return that."""
+        (line,) = self.lines(path, method, **more)
+        self.assertEqual(("request", "info"), (line.pop("event"), line.pop("level")))
+        self.assertRegex(line.pop("timestamp"), r"\A[0-9T:.-]+Z\Z")
+        self.assertGreaterEqual(line.pop("ms"), 0)
+        return line
+
+    def test_good(self) -> None:
+        """It says what was asked, by whom and from where, and what was answered."""
+        token = self.register()
+        user = add_user("other", "other@test.com", "test")
+        headers = bearer(token) | {"X-Request-ID": "req-1"}
+
+        self.assertEqual(
+            {
+                "method": "GET",
+                "path": "/auth/status",
+                "route": "/auth/status",
+                "status": 200,
+                "ip": "127.0.0.1",
+                "user_id": user.id - 1,
+                "request_id": "req-1",
+            },
+            self.line("/auth/status?token=secret", headers=headers),
+        )
+
+    def test_refused(self) -> None:
+        """A refusal is named by its code; what is no route has none."""
+        for path, method, route, status, code in (
+            ("/users/x", "GET", "/users/<user_id>", 404, "user_not_found"),
+            ("/nothing", "GET", None, 404, "not_found"),
+            ("/ping", "POST", None, 405, "method_not_allowed"),
+            ("/auth/login", "POST", "/auth/login", 400, "invalid_payload"),
+        ):
+            with self.subTest(path, method=method):
+                line = self.line(path, method)
+
+                found = [line.get(name) for name in ("path", "route", "status", "code")]
+                self.assertEqual([path, route, status, code], found)
+                self.assertRegex(line["request_id"], MADE)
+                self.assertNotIn("user_id", line)
+
+    def test_one_id(self) -> None:
+        """What happened in a request, its fault and its end have the same id."""
+        user = {"username": "test", "email": "test@test.com", "password": "test"}
+        happened = self.lines("/auth/register", "POST", json=user)
+        with mock.patch("project.accounts.find", side_effect=RuntimeError):
+            failed = self.lines("/users/1")
+
+        self.assertEqual(["registered", "request"], [line["event"] for line in happened])
+        self.assertEqual(["unhandled_exception", "request"], [line["event"] for line in failed])
+        for lines in (happened, failed):
+            self.assertEqual(1, len({line["request_id"] for line in lines}))
+        self.assertEqual(happened[0]["request_id"], stored_events()[0]["request_id"])
+
+    def test_path(self) -> None:
+        """A path is cut where it is long, and a token in it is not shown."""
+        token = self.register()
+
+        self.assertEqual("/users/[token]", self.line(f"/users/{token}")["path"])
+        self.assertEqual(256, len(self.line("/" + "x" * 5000)["path"]))
+
+    def test_readable(self) -> None:
+        """In development it is a line too."""
+        with written(readable=True) as lines:
+            self.get("/ping")
+
+        (line,) = lines.getvalue().splitlines()
+        for word in ("request", "GET", "/ping", "200"):
+            self.assertIn(word, line)
+
+    def test_database_unavailable(self) -> None:
+        """What is logged below the views has the id too."""
+        with written(readable=False) as lines, mock.patch("project.accounts.find", broken):
+            response = self.get("/users/1")
+
+        logged = [json.loads(line) for line in lines.getvalue().splitlines()]
+        self.assertEqual(2, len(logged))
+        for line in logged:
+            self.assertEqual(response.headers["X-Request-ID"], line["request_id"])
+
+
+def broken(*_: object, **__: object) -> None:
+    """Ask the database for what it has not."""
+    from project.extensions import db
+
+    db.session.execute(text("SELECT nothing FROM nowhere"))
+
+
+class TestOutput(BaseTestCase):
+    """A log that nobody takes."""
+
+    def test_broken(self) -> None:
+        """A request is answered also where its line cannot be written."""
+
+        class Broken(io.StringIO):
+            def write(self, _: str) -> int:
+                attempts.append("write")
+                raise BrokenPipeError
+
+            def flush(self) -> None:
+                raise OSError(28, "No space left on device")
+
+        attempts: list[str] = []
+        self.addCleanup(logs.configure, readable=True)
+        logs.configure(readable=False, file=Broken())
+        with mock.patch("project.api.access.log", structlog.get_logger()):
+            self.assertEqual(200, self.get("/ping").status_code)
+
+        self.assertEqual(["write"], attempts)

@@ -1,0 +1,286 @@
+"""Figures for Prometheus, of a server with two processes."""
+
+import http.client
+import os
+import signal
+import socket
+import time
+import unittest
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import make_url
+
+from project.tests import scratch
+from project.tests.pgproxy import PostgresProxy
+from project.tests.scratch import Service
+from project.tests.test_database import ON_POSTGRESQL
+
+PATIENCE = 10  # seconds
+
+
+class MetricsTestCase(unittest.TestCase):
+    """A test with a server that shows its figures."""
+
+    def start(self, url: str | None = None, **environment: str) -> None:
+        """Start it."""
+        self.port = scratch.free_port()
+        self.service = self.enterContext(
+            Service(
+                url or self.enterContext(scratch.database()),
+                METRICS_PORT=str(self.port),
+                **environment,
+            )
+        )
+
+    def text(self) -> str:
+        """Return what Prometheus gets; a process that answers may be gone a moment ago."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            try:
+                connection.request("GET", "/metrics")
+                answer = connection.getresponse()
+                self.assertEqual(200, answer.status)
+                self.assertIn("text/plain", answer.headers["Content-Type"])
+                return answer.read().decode()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            finally:
+                connection.close()
+
+    def figures(self) -> dict[tuple[str, ...], float]:
+        """Return every figure by its name and the values of its labels, in order of the labels."""
+        return {
+            (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+            for family in text_string_to_metric_families(self.text())
+            for sample in family.samples
+        }
+
+    def wait_for(self, value: float, *name: str, or_more: bool = False) -> None:
+        """Wait until a figure is this, or more."""
+        deadline = time.monotonic() + PATIENCE
+        while (found := self.figures().get(name, 0)) != value and not (or_more and found > value):
+            self.assertLess(time.monotonic(), deadline, f"{name} is {found}")
+            time.sleep(0.02)
+
+    def workers(self) -> list[int]:
+        """Return the processes that answer."""
+        pid = self.service.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [int(child) for child in children.split()]
+
+    def directory(self) -> Path | None:
+        """Return where the processes count, if they do."""
+        environment = Path(f"/proc/{self.service.process.pid}/environ").read_bytes().split(b"\0")
+        for one in environment:
+            if one.startswith(b"PROMETHEUS_MULTIPROC_DIR="):
+                return Path(one.decode().partition("=")[2])
+        return None
+
+    def login(self) -> socket.socket:
+        """Begin to log in as nobody, and return the connection."""
+        line = self.service.connect()
+        body = b'{"email": "a@b.c", "password": "password"}'
+        line.sendall(
+            b"POST /auth/login HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        return line
+
+    def kill(self, worker: int) -> None:
+        """End a process that answers as hard as can be, and wait until there is another."""
+        os.kill(worker, signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while worker in self.workers() or len(self.workers()) < 2:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+
+
+class TestFigures(MetricsTestCase):
+    """What is counted."""
+
+    def test_answers(self) -> None:
+        """Every answer of either process is counted and timed, by rule and never by path."""
+        self.start()
+        for number in range(40):  # each on a new connection, so that both get some
+            self.service.request("GET", f"/users/{number + 7}")
+            self.service.request("GET", f"/nothing/{number}")
+            self.service.request(f"METHOD{number}", "/ping")
+
+        found = self.figures()
+
+        answers, seconds = "users_http_requests_total", "users_http_request_seconds_count"
+        rule = "/users/<user_id>"
+        self.assertEqual(40, found[answers, "GET", rule, "401"])
+        self.assertEqual(40, found[answers, "GET", "none", "404"])
+        self.assertEqual(40, found[answers, "other", "none", "405"])
+        self.assertEqual(40, found[seconds, "GET", rule])
+        self.assertEqual(40, found["users_http_request_seconds_bucket", "+Inf", "GET", rule])
+        self.assertLess(0, found["users_http_request_seconds_sum", "GET", rule])
+        self.assertEqual(40, found["users_refusals_total", "token_missing", rule])
+        directory = self.directory()
+        assert directory is not None  # noqa: S101  # for mypy
+        shares = [path.read_bytes() for path in directory.glob("counter_*.db")]
+        self.assertEqual(2, sum(b"/users/<user_id>" in share for share in shares))
+
+    def test_events(self) -> None:
+        """Registrations, logins and why they are refused, refreshes and theft, pauses."""
+        self.start(LOGIN_FAILURES_PER_ACCOUNT="2", KNOWN_ADDRESS_DAYS="0")
+        _, first, _ = self.service.register("ada")
+        pair = first
+        for _ in range(2):
+            body = {"refresh_token": pair["refresh_token"]}
+            _, pair, _ = self.service.request("POST", "/auth/refresh", body)
+        self.service.request("POST", "/auth/refresh", {"refresh_token": first["refresh_token"]})
+        self.service.login("ada")
+        self.service.login("nobody")
+        wrong = {"email": "ada@test.com", "password": "wrong"}
+        for _ in range(5):
+            self.service.request("POST", "/auth/login", wrong)
+
+        found = self.figures()
+
+        events = {key[1:]: value for key, value in found.items() if key[0] == "users_events_total"}
+        self.assertEqual(
+            {
+                ("registered", ""): 1,
+                ("refreshed", ""): 2,
+                ("refresh_reused", ""): 1,
+                ("logged_in", ""): 1,
+                ("login_refused", "unknown_email"): 1,
+                ("login_refused", "wrong_password"): 2,
+            },
+            events,
+        )
+        self.assertEqual(3, found["users_refusals_total", "too_many_attempts", "/auth/login"])
+        self.assertEqual(1, found["users_refusals_total", "refresh_reused", "/auth/refresh"])
+
+    def test_hashes_and_connections(self) -> None:
+        """How many hash and wait for it, how long it takes, and how many connections are taken."""
+        self.start(BCRYPT_LOG_ROUNDS="13", BCRYPT_THREADS="1")
+        lines = [self.login() for _ in range(6)]
+        self.wait_for(2, "users_hashes_waiting", or_more=True)
+        self.wait_for(1, "users_hashes_running", or_more=True)
+        for line in lines:
+            with line:
+                self.assertIn(b" 404 ", line.recv(100))
+
+        self.wait_for(6, "users_hash_seconds_count")
+        self.wait_for(0, "users_hashes_running")
+        found = self.figures()
+        self.assertEqual(0, found["users_hashes_waiting",])
+        self.assertGreater(found["users_hash_seconds_sum",], 0)
+        for pool in ("read", "write"):
+            self.assertEqual(0, found["users_pool_in_use", pool])
+            self.assertEqual(32, found["users_pool_size", pool])
+
+    @unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
+    def test_connections_that_break(self) -> None:
+        """A connection counts as taken for as long as it is, also where it cannot be made."""
+        address = make_url(self.enterContext(scratch.database()))
+        proxy = self.enterContext(PostgresProxy(address.host or "127.0.0.1", address.port or 5432))
+        ours = address.set(host="127.0.0.1", port=proxy.port)
+        self.start(ours.render_as_string(hide_password=False), RATE_LIMITS="0")
+        self.service.register("ada")
+        for _ in range(20):  # so that both processes have a connection
+            self.service.login("nobody")
+        proxy.freeze()
+        with self.login() as line:
+            self.wait_for(1, "users_pool_in_use", "read")
+            proxy.thaw()
+            self.assertIn(b" 404 ", line.recv(100))
+        proxy.cut()
+        answers = [self.service.login("ada")[0] for _ in range(4)]
+        proxy.restore()
+        self.wait_for(0, "users_pool_in_use", "read")
+        self.wait_for(0, "users_pool_in_use", "write")
+
+        self.assertEqual([503] * 4, answers)
+        self.assertEqual(200, self.service.login("ada")[0])
+
+
+class TestProcesses(MetricsTestCase):
+    """Processes that come and go."""
+
+    def test_killed(self) -> None:
+        """What a killed process has counted stays, what it was doing goes, and another answers."""
+        self.start(BCRYPT_LOG_ROUNDS="15")
+        before = self.workers()
+        for _ in range(20):
+            self.service.request("GET", "/ping")
+        with self.login():
+            self.wait_for(1, "users_hashes_running")
+            for worker in before:
+                self.kill(worker)
+
+        ping = ("users_http_requests_total", "GET", "/ping", "200")
+        self.assertEqual(20, self.figures()[ping])
+        self.wait_for(0, "users_hashes_running")
+        self.wait_for(32, "users_pool_size", "read")
+        self.service.request("GET", "/ping")
+        self.assertEqual(21, self.figures()[ping])
+
+
+class TestPort(MetricsTestCase):
+    """METRICS_PORT, and those who have it set."""
+
+    def test_off(self) -> None:
+        """Without it nothing is listened on and nothing is counted."""
+        self.service = self.enterContext(Service(self.enterContext(scratch.database())))
+
+        self.assertIsNone(self.directory())
+        self.assertEqual({self.service.port}, self.listening())
+
+    def listening(self) -> set[int]:
+        """Return the ports that the processes of the server listen on."""
+        inodes = {
+            str(file.readlink())
+            for process in (self.service.process.pid, *self.workers())
+            for file in Path(f"/proc/{process}/fd").glob("*")
+            if file.is_symlink()
+        }
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return {
+            int(line[1].partition(":")[2], 16)
+            for line in lines
+            if line[3] == "0A" and f"socket:[{line[9]}]" in inodes
+        }
+
+    def test_taken(self) -> None:
+        """Where somebody else has it, that is logged, and requests are answered."""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = str(other.getsockname()[1])
+            with Service(self.enterContext(scratch.database()), METRICS_PORT=port) as service:
+                self.assertEqual(200, service.request("GET", "/ping")[0])
+        self.assertEqual(1, service.log.count("metrics_port_unavailable"))
+
+    def test_command(self) -> None:
+        """A command that runs beside the server, with its settings, does not get in its way."""
+        url = self.enterContext(scratch.database())
+        self.start(url)
+        settings: dict[str, Any] = {
+            "APP_SETTINGS": "project.config.ProductionConfig",
+            "SECRET_KEY": "0123456789abcdefghijklmnopqrstuvwxyz",
+            "DATABASE_URL": url,
+            "METRICS_PORT": str(self.port),
+        }
+
+        result = scratch.manage("purge", **settings)
+
+        self.assertEqual((0, ""), (result.returncode, result.stderr))
+        self.assertIn("users_pool_size", self.text())
+
+    def test_old_directories(self) -> None:
+        """What a server that is no more has left behind is removed by the next one."""
+        self.start()
+        folder = self.directory()
+        assert folder is not None  # noqa: S101  # for mypy
+        self.assertEqual(0o700, folder.stat().st_mode & 0o777)
+        self.service.stop()
+        self.assertTrue(folder.exists())
+        self.start()
+        self.assertFalse(folder.exists())
