@@ -20,5 +20,5 @@ ENV PATH=/venv/bin:$PATH \
 USER 10001
 EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:5000/ping', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:5000/health/live', timeout=2)"]
 CMD ["python", "manage.py", "serve"]

@@ -70,7 +70,7 @@ class UsersService(OpenAPI):
             if not from_error_handler:
                 raise
             error_handlers.log_unforeseen(error)
-        access.record(response)
+        access.record(self, flask.request._get_current_object(), response)  # type: ignore[attr-defined]
         return response
 
     def log_exception(self, exc_info: tuple[Any, ...]) -> None:
@@ -97,7 +97,8 @@ def create_app(settings: str | None = None) -> UsersService:
     if hops := app.config["TRUSTED_PROXIES"]:
         # Flask means it to be replaced; mypy takes it for a method like any other.
         app.wsgi_app = proxies.believe(app.wsgi_app, hops)  # type: ignore[assignment,method-assign]
-    logs.configure(readable=app.debug or app.testing)
+    human = app.debug or app.testing
+    logs.configure(readable=human, deferred=not human)
     metrics.init_app(app)
     database.init_app(app)
     readiness.init_app(app)

@@ -161,7 +161,7 @@ def _write_log(session: DatabaseSession) -> None:
         kind, details = fields.pop("kind"), fields.pop("details")
         write = log.warning if kind == Kind.REFRESH_REUSED else log.info
         write(kind, **fields, **details)
-        metrics.present().event(kind, str(details.get("why", "")))
+        metrics.of(current_app).event(kind, str(details.get("why", "")))
 
 
 @event.listens_for(db.session, "after_rollback")

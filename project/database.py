@@ -109,7 +109,7 @@ def init_app(app: Flask) -> None:
             event.listen(db.engine, "begin", _begin_immediate)
             event.listen(db.engines[READ], "connect", _prepare_sqlite)
         for name, engine in (("write", db.engine), (READ, db.engines[READ])):
-            metrics.present().watch(engine, name, pool_size)
+            metrics.of(app).watch(engine, name, pool_size)
         if app.config["EMBEDDED_DATABASE"]:
             _migrate_embedded()
 

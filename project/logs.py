@@ -7,17 +7,27 @@ be in a value, never in a key: both forms escape it, so that no line, key or col
 import contextlib
 import json
 import logging
+import os
+import select
 import sys
+import threading
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, TextIO, cast
 
 import flask
+import orjson
 import structlog
 from structlog.typing import EventDict
 
+from project import clock
+
+DEFERRED_FOR = 0.05  # seconds that a line may wait
+MAX_WAITING = 50_000  # lines
+
 
 class Output:
-    """A file for lines that may be lost: where nobody takes them, requests are answered still."""
+    """A file for lines; where nobody takes them requests are answered still."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -33,21 +43,91 @@ class Output:
             self._file.flush()
 
 
-def configure(*, readable: bool, file: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Set up structlog for this process; lines go to `file`, or to standard output."""
+class DeferredOutput(Output):
+    """A file whose lines are written by a thread, many at once and soon after.
+
+    To write gives the interpreter to another thread, and getting it back costs a short request more
+    than all else. The thread outlives the main one for as long as it takes to write the rest. When
+    lines come faster than somebody takes them the newest are lost, and it is said how many.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__(file)
+        self._lines: deque[str] = deque()
+        self._lost = 0
+        self._starting = threading.Lock()
+        self._writer: threading.Thread | None = None
+        os.register_at_fork(after_in_child=self._be_new)
+
+    def write(self, text: str) -> None:
+        """Have `text` written."""
+        if len(self._lines) >= MAX_WAITING:
+            self._lost += 1
+            return
+        self._lines.append(text)
+        if self._writer is None:
+            self._start()
+
+    def flush(self) -> None:
+        """Leave it to the thread."""
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._run, name="log")
+                self._writer.start()
+
+    def _be_new(self) -> None:
+        self._writer = None
+        self._lines.clear()
+
+    def _run(self) -> None:
+        main = threading.main_thread()
+        while main.is_alive():
+            main.join(DEFERRED_FOR)
+            self._drain()
+
+    def _drain(self) -> None:
+        while self._lines:
+            # Pipes keep apart what several processes write when it is short.
+            chunk = self._lines.popleft()
+            while self._lines and len(chunk) + len(self._lines[0]) <= select.PIPE_BUF:
+                chunk += self._lines.popleft()
+            super().write(chunk)
+            super().flush()
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            super().write(
+                json.dumps({"event": "lines_lost", "level": "error", "lines": lost}) + "\n"
+            )
+            super().flush()
+
+
+def configure(
+    *,
+    readable: bool,
+    file: TextIO | None = None,
+    level: int = logging.INFO,
+    deferred: bool = False,
+) -> None:
+    """Set up structlog for this process; lines go to `file`, or to standard output.
+
+    `deferred` is for a server: `DeferredOutput`.
+    """
+    output = (DeferredOutput if deferred else Output)(file or sys.stdout)
     structlog.configure(
         processors=[
             _name_request,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _say_when,
             # By itself the readable one lets escape sequences and directions through.
             structlog.dev.ConsoleRenderer(repr_native_str=True)
             if readable
-            else structlog.processors.JSONRenderer(),
+            else structlog.processors.JSONRenderer(_to_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # One write a line: the server's processes share the output.
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Output(file or sys.stdout))),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, output)),
         cache_logger_on_first_use=True,
     )
     # SQLAlchemy's own complaints quote statements and rows; what matters of them is raised too.
@@ -55,10 +135,24 @@ def configure(*, readable: bool, file: TextIO | None = None, level: int = loggin
     logging.getLogger("granian.access").addFilter(_escape)
 
 
+def _say_when(_logger: object, _method: str, fields: EventDict) -> EventDict:
+    fields["timestamp"] = clock.utcnow().isoformat(timespec="microseconds")[:-6] + "Z"
+    return fields
+
+
+def _to_json(fields: EventDict, **_: object) -> str:
+    """Return `fields` as JSON in printable ASCII, which most are in the first place."""
+    with contextlib.suppress(orjson.JSONEncodeError):
+        line = orjson.dumps(fields, default=repr).decode()
+        if line.isascii() and line.isprintable():
+            return line
+    return json.dumps(fields, default=repr)
+
+
 def _name_request(_logger: object, _method: str, fields: EventDict) -> EventDict:
     """Say in which request it happens, if it is in one."""
-    if flask.has_request_context():
-        fields.setdefault("request_id", cast(Any, flask.request).id)
+    if "request_id" not in fields and flask.has_request_context():
+        fields["request_id"] = cast(Any, flask.request).id
     return fields
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import structlog
-from flask import Flask, current_app
+from flask import Flask
 from sqlalchemy import Engine, event
 
 P = ParamSpec("P")
@@ -164,9 +164,9 @@ def init_app(app: Flask) -> None:
         ).start()
 
 
-def present() -> Metrics:
-    """Return what measures the present application."""
-    return cast(Metrics, current_app.extensions["metrics"])
+def of(app: Flask) -> Metrics:
+    """Return what measures `app`."""
+    return cast(Metrics, app.extensions["metrics"])
 
 
 def new_directory() -> Path:

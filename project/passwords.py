@@ -61,7 +61,7 @@ class Gate(Bulkhead):
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `function` returns, called on a hashing thread in the order of asking."""
-        function = metrics.present().hash(function)
+        function = metrics.of(current_app).hash(function)
         return self._executor.submit(function, *args, **kwargs).result()
 
 
