@@ -74,6 +74,9 @@ class Size:
     def __str__(self) -> str:
         return f"{self.users:,} users, {self.sessions:,} sessions"
 
+    def __floordiv__(self, divisor: int) -> "Size":
+        return Size(self.users // divisor, self.sessions // divisor, max(1, self.many // divisor))
+
 
 SMALL = Size(1_000, 1_000, 1)
 # PostgreSQL plans a prepared statement once for all users, by how many sessions they have on the
@@ -249,7 +252,7 @@ def plans(large: Filled, sparse: Filled) -> Iterator[str]:
             yield from ["", "```", *(line for (line,) in statement.execute(EXPLAIN)), "```"]
 
 
-def report(server_url: URL) -> str:
+def report(server_url: URL, divisor: int) -> str:
     """Return the times and the plans in Markdown."""
     heading = (
         f"{machine(server_url)}; {BLOCKS * BLOCK:,} executions of each, in turn, in {BLOCKS}"
@@ -257,9 +260,9 @@ def report(server_url: URL) -> str:
     )
     with (
         filled(server_url, SMALL) as small,
-        filled(server_url, LARGE) as large,
-        filled(server_url, SPARSE) as sparse,
-        filled(server_url, MILLION) as million,
+        filled(server_url, LARGE // divisor) as large,
+        filled(server_url, SPARSE // divisor) as sparse,
+        filled(server_url, MILLION // divisor) as million,
     ):
         say("timing")
         table = [*times(small, large, sparse), "", *users([small, large, million])]
@@ -272,9 +275,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
     add_database_url(parser)
     parser.add_argument("--output", type=Path, help="where to write it, in Markdown")
+    parser.add_argument(
+        "--divide-by", type=int, default=1, help="make the large databases so many times smaller"
+    )
     options = parser.parse_args()
     leave_when_terminated()
-    text = report(make_url(options.database_url))
+    text = report(make_url(options.database_url), options.divide_by)
     print(text)
     if options.output:
         options.output.write_text(text)

@@ -31,7 +31,6 @@ from bench.report import add_database_url, leave_when_terminated, machine, say
 from bench.servers import PASSWORD, ROOT, database, new_user, url_text
 
 CLIENTS = 8
-SETTLE = 3.0  # seconds of load before, between and after the restarts
 # What docs/operations.md says of nginx: this, and nothing else that differs from its defaults.
 NGINX = """
 worker_processes 1;
@@ -199,8 +198,8 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def steps(servers: list[Server]) -> Iterator[str]:
-    """Do one thing to the servers after the other, and say what was done."""
+def steps(servers: list[Server], seconds: float) -> Iterator[str]:
+    """Do one thing to the servers after the other, with `seconds` between, and say what."""
     old, new = servers[0].settings["SECRET_KEY"], secrets.token_hex(32)
     for name, changes in {
         "restarted as they are": {},
@@ -209,13 +208,13 @@ def steps(servers: list[Server]) -> Iterator[str]:
         "the old key is gone": {"SECRET_KEY_FALLBACKS": ""},
     }.items():
         for server in servers:
-            time.sleep(SETTLE)
+            time.sleep(seconds)
             server.restart(**changes)
-        time.sleep(SETTLE)
+        time.sleep(seconds)
         yield name
 
 
-def report(server_url: URL) -> tuple[str, bool]:
+def report(server_url: URL, seconds: float) -> tuple[str, bool]:
     """Return the table in Markdown, and whether nothing was lost."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -237,7 +236,7 @@ def report(server_url: URL) -> tuple[str, bool]:
         clients = stack.enter_context(load(port))
         lines = ["| | answers | of these no success |", "|---|---|---|"]
         answers = losses = 0
-        for step in steps(servers):
+        for step in steps(servers, seconds):
             say(step)
             answered = sum(sum(client.answers.values()) for client in clients)
             lost = [loss for client in clients for loss in client.losses]
@@ -251,10 +250,14 @@ def report(server_url: URL) -> tuple[str, bool]:
 
 def main() -> int:
     """Print the table; return 1 when something was lost."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.rolling", description=__doc__)
     add_database_url(parser)
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="before, between and after the restarts"
+    )
+    options = parser.parse_args()
     leave_when_terminated()
-    table, good = report(make_url(parser.parse_args().database_url))
+    table, good = report(make_url(options.database_url), options.seconds)
     print(table)
     return 0 if good else 1
 

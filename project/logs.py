@@ -74,7 +74,7 @@ class DeferredOutput(Output):
     def _start(self) -> None:
         with self._starting:
             if self._writer is None:
-                self._writer = threading.Thread(target=self._run, name="log")
+                self._writer = threading.Thread(target=self._run, name="log", daemon=False)
                 self._writer.start()
 
     def _be_new(self) -> None:
@@ -83,8 +83,10 @@ class DeferredOutput(Output):
 
     def _run(self) -> None:
         main = threading.main_thread()
-        while main.is_alive():
+        is_over = False
+        while not is_over:
             main.join(DEFERRED_FOR)
+            is_over = not main.is_alive()
             self._drain()
 
     def _drain(self) -> None:

@@ -4,9 +4,14 @@ import contextlib
 import io
 import json
 import logging
+import os
 import re
+import select
 import sys
+import threading
+import time
 import unittest
+import warnings
 from collections.abc import Iterator
 from itertools import cycle, product
 from unittest import mock
@@ -156,6 +161,109 @@ class TestForms(BaseTestCase):
                 self.assertEqual(f"{json.dumps(trick)} 404", caught.records[0].getMessage())
 
 
+class TestDeferred(unittest.TestCase):
+    """Lines that a thread writes: all that a server prints."""
+
+    def setUp(self) -> None:
+        """Make a pipe, and a thread in the place of the main one."""
+        reader, writer = os.pipe()
+        self.reader = self.enterContext(os.fdopen(reader, "rb", buffering=0))
+        self.writer = self.enterContext(os.fdopen(writer, "w"))
+        self.over = threading.Event()
+        self.main = threading.Thread(target=self.over.wait)
+        self.main.start()
+        self.addCleanup(self.end)
+        self.enterContext(mock.patch("threading.main_thread", return_value=self.main))
+
+    def end(self) -> None:
+        """End what stands for the process, and wait until its last line is written."""
+        self.over.set()
+        for thread in threading.enumerate():
+            if thread.name == "log":
+                thread.join(10)
+                self.assertFalse(thread.is_alive())
+
+    def test_all_of_it(self) -> None:
+        """Each line is written, in order and whole, the last ones after the main thread's end."""
+        output = logs.DeferredOutput(self.writer)
+        lines = [f"{number} {'x' * (number % 900)}\n" for number in range(1_000)]
+        chunks: list[bytes] = []
+
+        def read() -> None:
+            while sum(map(len, chunks)) < sum(map(len, lines)):
+                chunks.append(self.reader.read(65_536))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for line in lines:
+            output.write(line)
+        self.end()
+        reader.join(10)
+
+        self.assertEqual("".join(lines), b"".join(chunks).decode())
+
+    def test_no_more_than_a_pipe_keeps_together(self) -> None:
+        """What is written at once is whole lines, and so short that other processes' stay apart."""
+        written: list[str] = []
+        output = logs.DeferredOutput(mock.Mock(write=written.append))
+        for number in range(500):
+            output.write(f"{number} {'x' * 99}\n")
+        self.end()
+
+        self.assertEqual(500, "".join(written).count("\n"))
+        self.assertLess(len(written), 100)
+        for chunk in written:
+            self.assertLessEqual(len(chunk), select.PIPE_BUF)
+            self.assertTrue(chunk.endswith("\n"))
+
+    def test_nobody_reads(self) -> None:
+        """Who writes never waits; what does not fit is lost, and that is said when it can be."""
+        may_write = threading.Event()
+        written: list[str] = []
+
+        def write(text: str) -> None:
+            may_write.wait(10)
+            written.append(text)
+
+        self.enterContext(mock.patch("project.logs.MAX_WAITING", 10))
+        output = logs.DeferredOutput(mock.Mock(write=write))
+        for number in range(100):
+            output.write(f"{number}\n")
+        may_write.set()
+        self.end()
+
+        *kept, lost = "".join(written).splitlines()
+        self.assertEqual([str(number) for number in range(len(kept))], kept)
+        self.assertEqual(100 - len(kept), json.loads(lost)["lines"])
+        self.assertEqual("lines_lost", json.loads(lost)["event"])
+
+    def test_gone(self) -> None:
+        """Where nobody will ever read, nothing fails."""
+        self.reader.close()
+        output = logs.DeferredOutput(self.writer)
+        output.write("x\n")
+        self.end()
+        with contextlib.suppress(BrokenPipeError):
+            self.writer.close()
+
+    def test_child(self) -> None:
+        """A process that was forked writes its own lines, and none of its parent's."""
+        output = logs.DeferredOutput(self.writer)
+        output.write("parent\n")
+        with warnings.catch_warnings(action="ignore"):  # that a process with threads forks
+            child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                output.write("child\n")
+                time.sleep(4 * logs.DEFERRED_FOR)
+            os._exit(0)
+        os.waitpid(child, 0)
+        self.end()
+
+        lines = self.reader.read(1_000).decode().split()
+        self.assertEqual(["child", "parent"], sorted(lines))
+
+
 def refresh_of(pair: dict[str, str]) -> dict[str, str]:
     """Return the body that refreshes with a pair of tokens."""
     return {"refresh_token": pair["refresh_token"]}
@@ -221,5 +329,5 @@ class TestServer(unittest.TestCase):
                 elif not ACCESS.fullmatch(line):
                     self.assertTrue(GRANIANS.fullmatch(line), line)
                     self.assertNotIn("FORGED", line)
-        self.assertLessEqual({"refresh_reused", fault}, set(events))
+        self.assertLessEqual({"refresh_reused", "request", fault}, set(events))
         self.assertNotIn("FORGED", events)
