@@ -1,12 +1,54 @@
 """What the documents say of the code is so."""
 
 import re
+import subprocess
+import sys
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
+
+from project.config import strong_key
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
 TEST = re.compile(r"`(test_\w+)(?:\.(Test\w+))?(?:\.(test_\w+))?`")
+
+TESTS = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+CI = (ROOT / ".ci" / "run").read_text()
+KEY = r'python3? -c "(import secrets; [^"]+)"'
+# What runs a command: the start of its line in a test, or in .ci/run.
+RUN = [
+    (r"python manage\.py (runserver|test)", CI, r"python manage.py \1$"),
+    (r"python manage\.py db (upgrade|downgrade|migrate)", TESTS, r'"db", "\1"'),
+    (r"python manage\.py (?!db )(\w+).*", TESTS, r'"\1"'),
+    (r"python -m (bench)\.(\w+)( .*)?", CI, r"\1 \2 "),
+    (r"python -m unittest .*", CI, "unittest [^`]*' CONTRIBUTING.md"),
+    (r"git worktree add .*", CI, "git worktree add "),
+    (r"docker compose (up|exec) .*", CI, r"docker compose"),
+    (r"pip install -r requirements(-dev)?\.txt", CI, "pip install"),
+    (r"python3 -m venv venv", CI, "python3 -m venv venv"),
+    (r"\. venv/bin/activate", CI, ". venv/bin/activate"),
+    (r"\.ci/run", CI, "#!/usr/bin/env bash"),
+    (r"pg_(dump|restore) .*", TESTS, "pg_(?:dump|restore) .*"),
+    (r"curl .*", TESTS, "class TestFourCalls"),
+    (r"python3? -c .*", TESTS, "def test_keys"),
+]
+
+
+def commands(text: str) -> Iterator[str]:
+    """Yield what a document says may be typed: in its blocks, and in its sentences."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    typed = [line for block in blocks for line in re.sub(r"\\\n *", "", block).splitlines()]
+    spans = re.findall(
+        r"`((?:python3?|pip|docker|git|\.ci|pg_\w+|[A-Z_]+=\S+ python)[ /][^`]*)`", text
+    )
+    for line in typed + spans:
+        for command in line.split(" && "):
+            command = re.sub(
+                r"^(export )?\w+=\$?\(?(?=python)|^[A-Z_]+=\S+ +(?=python)|\)$", "", command
+            )
+            if not re.match(r"\w+=\.\.\.|python manage\.py COMMAND", command):
+                yield command.strip()
 
 
 class TestDocuments(unittest.TestCase):
@@ -32,3 +74,37 @@ class TestDocuments(unittest.TestCase):
             for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
                 with self.subTest(path.name, target=target):
                     self.assertTrue((path.parent / target).exists())
+
+
+class TestCommands(unittest.TestCase):
+    """Every command that a document names is run, by a test or by .ci/run."""
+
+    def test_every_command(self) -> None:
+        """A new one is given a place where it is run, on purpose."""
+        found = {command for path in DOCUMENTS for command in commands(path.read_text())}
+        self.assertLess(20, len(found))
+        for command in sorted(found):
+            with self.subTest(command):
+                places = [
+                    (where, match.expand(what))
+                    for pattern, where, what in RUN
+                    if (match := re.fullmatch(pattern, command))
+                ]
+                self.assertTrue(places, "nobody has said where this is run")
+                for where, what in places:
+                    self.assertIn(what, where)
+
+    def test_keys(self) -> None:
+        """What makes a key makes one that is good enough, and another each time."""
+        lines = {line for path in DOCUMENTS for line in re.findall(KEY, path.read_text())}
+        for line in lines:
+            with self.subTest(line):
+                made = {
+                    subprocess.run(
+                        [sys.executable, "-c", line], capture_output=True, text=True, check=True
+                    ).stdout.strip()
+                    for _ in range(2)
+                }
+                self.assertEqual(2, len(made))
+                self.assertEqual(made, set(map(strong_key, made)))
+        self.assertEqual(1, len(lines))
