@@ -24,6 +24,8 @@ from project import clock
 
 DEFERRED_FOR = 0.05  # seconds that a line may wait
 MAX_WAITING = 50_000  # lines
+# Pipes keep apart what several processes write at once when it is no longer than this.
+AT_ONCE = getattr(select, "PIPE_BUF", 4_096)  # bytes
 
 
 class Output:
@@ -57,7 +59,8 @@ class DeferredOutput(Output):
         self._lost = 0
         self._starting = threading.Lock()
         self._writer: threading.Thread | None = None
-        os.register_at_fork(after_in_child=self._be_new)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._be_new)
 
     def write(self, text: str) -> None:
         """Have `text` written."""
@@ -91,9 +94,8 @@ class DeferredOutput(Output):
 
     def _drain(self) -> None:
         while self._lines:
-            # Pipes keep apart what several processes write when it is short.
             chunk = self._lines.popleft()
-            while self._lines and len(chunk) + len(self._lines[0]) <= select.PIPE_BUF:
+            while self._lines and len(chunk) + len(self._lines[0]) <= AT_ONCE:
                 chunk += self._lines.popleft()
             super().write(chunk)
             super().flush()

@@ -4,7 +4,6 @@ Each process of a server counts in files of its own, in a directory that they sh
 answers for all on METRICS_PORT. Without that port nothing is counted at all.
 """
 
-import fcntl
 import functools
 import os
 import shutil
@@ -193,6 +192,8 @@ def _is_alive(pid: int) -> bool:
 
 def _answer_for_all(directory: Path, host: str, port: int) -> None:
     """Serve the figures of all processes; wait for as long as another process does."""
+    import fcntl  # which not every system has
+
     from prometheus_client import CollectorRegistry, Metric, start_http_server
     from prometheus_client.multiprocess import MultiProcessCollector
     from prometheus_client.registry import Collector

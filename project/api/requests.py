@@ -57,7 +57,7 @@ class Request(flask.Request):
         if _REQUEST_ID.fullmatch(given):
             return given
         # It is no secret. To ask the kernel would give the interpreter to another thread.
-        return f"{random.getrandbits(128):032x}"
+        return f"{random.getrandbits(128):032x}"  # nosec B311
 
     @property
     def shown_path(self) -> str:

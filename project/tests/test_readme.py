@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 from pathlib import Path
@@ -87,14 +88,14 @@ class TestFourCalls(unittest.TestCase):
     def setUp(self) -> None:
         """Start the development server."""
         url = self.enterContext(scratch.database())
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = scratch.free_port()
+        self.log = self.enterContext(tempfile.NamedTemporaryFile("r"))
         server = subprocess.Popen(
             [sys.executable, "manage.py", "runserver", "--port", str(self.port)],
             cwd=scratch.ROOT,
             env=scratch.settings(DATABASE_URL=url, SECRET_KEY="any"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=self.log.fileno(),
+            stderr=subprocess.STDOUT,
         )
         self.addCleanup(server.wait, 10)
         self.addCleanup(server.terminate)
@@ -140,5 +141,9 @@ class TestFourCalls(unittest.TestCase):
                 for name in ("status", "message", "code"):
                     self.assertEqual(shown.get(name), answer.get(name))
                 self.assertEqual(set(shown.get("data", ())), set(answer.get("data", ())))
+        logged = [
+            line for line in self.log.read().splitlines() if "HTTP" in line or "/auth" in line
+        ]
+        self.assertEqual(5, len(logged), logged)  # a line for each, and none of Werkzeug's
         self.assertEqual(4, sum(kind == "sh" for kind, _ in blocks))
         self.assertEqual(5, len(list(itertools.filterfalse(lambda one: one[0] == "sh", blocks))))
