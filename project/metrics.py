@@ -6,6 +6,7 @@ answers for all on METRICS_PORT. Without that port nothing is counted at all.
 
 import functools
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -174,8 +175,8 @@ def new_directory() -> Path:
     Those of servers that are no more are removed.
     """
     for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        pid = int(old.name.removeprefix(_PREFIX).partition("-")[0])
-        if pid == os.getpid() or not _is_alive(pid):
+        pid = old.name.removeprefix(_PREFIX).partition("-")[0]
+        if re.fullmatch("[0-9]{1,9}", pid) and (int(pid) == os.getpid() or not _is_alive(int(pid))):
             shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
 
@@ -210,11 +211,15 @@ def _answer_for_all(directory: Path, host: str, port: int) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         registry = CollectorRegistry()
         registry.register(OfTheLiving())
+        said = False
         while True:
             try:
                 _, thread = start_http_server(port, host, registry)
             except OSError as error:
-                log.error("metrics_port_unavailable", host=host, port=port, reason=error.strerror)
+                if not said:
+                    fields = {"host": host, "port": port, "reason": error.strerror}
+                    log.error("metrics_port_unavailable", **fields)
+                    said = True
                 time.sleep(RETRY_AFTER)
             else:
                 thread.join()

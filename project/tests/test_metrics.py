@@ -4,6 +4,7 @@ import http.client
 import os
 import signal
 import socket
+import tempfile
 import time
 import unittest
 from pathlib import Path
@@ -275,12 +276,17 @@ class TestPort(MetricsTestCase):
         self.assertIn("users_pool_size", self.text())
 
     def test_old_directories(self) -> None:
-        """What a server that is no more has left behind is removed by the next one."""
-        self.start()
-        folder = self.directory()
-        assert folder is not None  # noqa: S101  # for mypy
-        self.assertEqual(0o700, folder.stat().st_mode & 0o777)
+        """What a server that is no more has left behind is removed by the next one, no more."""
+        temporary = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        foreign = temporary / "users-service-metrics-else"
+        foreign.mkdir()
+        self.start(TMPDIR=str(temporary))
+        old = self.directory()
+        assert old is not None  # noqa: S101  # for mypy
+        self.assertEqual((temporary, 0o700), (old.parent, old.stat().st_mode & 0o777))
         self.service.stop()
-        self.assertTrue(folder.exists())
-        self.start()
-        self.assertFalse(folder.exists())
+        self.assertTrue(old.exists())
+        self.start(TMPDIR=str(temporary))
+
+        self.assertFalse(old.exists())
+        self.assertTrue(foreign.exists())
