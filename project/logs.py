@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TextIO, cast
 
 import flask
@@ -107,6 +108,12 @@ class DeferredOutput(Output):
             super().flush()
 
 
+@cache
+def _deferred(file: TextIO) -> DeferredOutput:
+    """Return the one there is for a file, and so one thread, however many applications."""
+    return DeferredOutput(file)
+
+
 def configure(
     *,
     readable: bool,
@@ -118,7 +125,7 @@ def configure(
 
     `deferred` is for a server: `DeferredOutput`.
     """
-    output = (DeferredOutput if deferred else Output)(file or sys.stdout)
+    output = (_deferred if deferred else Output)(file or sys.stdout)
     structlog.configure(
         processors=[
             _name_request,

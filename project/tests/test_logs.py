@@ -167,20 +167,26 @@ class TestDeferred(unittest.TestCase):
         """Make a pipe, and a thread in the place of the main one."""
         reader, writer = os.pipe()
         self.reader = self.enterContext(os.fdopen(reader, "rb", buffering=0))
-        self.writer = self.enterContext(os.fdopen(writer, "w"))
+        self.writer = os.fdopen(writer, "w")
+        self.addCleanup(self.close)
+        self.others = set(threading.enumerate())
         self.over = threading.Event()
         self.main = threading.Thread(target=self.over.wait)
         self.main.start()
         self.addCleanup(self.end)
         self.enterContext(mock.patch("threading.main_thread", return_value=self.main))
 
+    def close(self) -> None:
+        """Close the end that is written to, whether or not there is another."""
+        with contextlib.suppress(BrokenPipeError):
+            self.writer.close()
+
     def end(self) -> None:
         """End what stands for the process, and wait until its last line is written."""
         self.over.set()
-        for thread in threading.enumerate():
-            if thread.name == "log":
-                thread.join(10)
-                self.assertFalse(thread.is_alive())
+        for thread in set(threading.enumerate()) - self.others:
+            thread.join(10)
+            self.assertFalse(thread.is_alive())
 
     def test_all_of_it(self) -> None:
         """Each line is written, in order and whole, the last ones after the main thread's end."""
@@ -242,8 +248,6 @@ class TestDeferred(unittest.TestCase):
         output = logs.DeferredOutput(self.writer)
         output.write("x\n")
         self.end()
-        with contextlib.suppress(BrokenPipeError):
-            self.writer.close()
 
     def test_child(self) -> None:
         """A process that was forked writes its own lines, and none of its parent's."""
