@@ -148,7 +148,7 @@ def _doors(config: Config) -> Iterator[Finding]:
         host = os.environ.get("GRANIAN_HOST", "127.0.0.1")
         yield note(
             f"METRICS_PORT={port}: whoever reaches {host} at that port reads how many log in, and"
-            " how busy the service is. Let nobody but Prometheus."
+            " how busy the service is. Let in nobody but Prometheus."
         )
     if config["RATE_LIMITS"]:
         yield ok("Attempts to guess a password are counted and limited.")

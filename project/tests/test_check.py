@@ -215,6 +215,10 @@ class TestFindings(ScratchTestCase):
             with self.subTest(words):
                 self.assert_found(base | settings, words)
 
+    def test_figures(self) -> None:
+        """A port on which figures are shown is to be known."""
+        self.assert_found(PRODUCTION | {"METRICS_PORT": "9100"}, "METRICS_PORT=9100", Verdict.NOTE)
+
     def test_documentation(self) -> None:
         """A documentation that anybody may read is wrong."""
         for shown, verdict in ((True, Verdict.WRONG), (False, Verdict.OK)):
