@@ -88,6 +88,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def request(
+    port: int, method: str, path: str, json: object = None, token: str | None = None
+) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
+    """Return status, JSON and headers of what is answered at a port, on a connection of its own."""
+    headers = {"Content-Type": "application/json"} if json is not None else {}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        body = orjson.dumps(json) if json is not None else None
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, orjson.loads(answer.read()), answer.headers
+    finally:
+        connection.close()
+
+
 class Service:
     """`manage.py serve` in production's settings, on a free port of 127.0.0.1.
 
@@ -148,17 +165,7 @@ class Service:
         self, method: str, path: str, json: object = None, token: str | None = None
     ) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
         """Return status, JSON and headers of an answer on a connection of its own."""
-        headers = {"Content-Type": "application/json"} if json is not None else {}
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            body = orjson.dumps(json) if json is not None else None
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, orjson.loads(answer.read()), answer.headers
-        finally:
-            connection.close()
+        return request(self.port, method, path, json, token)
 
     def register(self, name: str) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
         """Return the answer to a registration under this name."""

@@ -4,6 +4,8 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -290,3 +292,53 @@ class TestPort(MetricsTestCase):
 
         self.assertFalse(old.exists())
         self.assertTrue(foreign.exists())
+
+
+class TestAnotherServer(MetricsTestCase):
+    """A server that was started in another way, with a directory of its own."""
+
+    def test_development(self) -> None:
+        """With the directory set too, any server shows figures."""
+        url = self.enterContext(scratch.database())
+        self.assertEqual(0, scratch.manage("db", "upgrade", DATABASE_URL=url).returncode)
+        self.port, port = scratch.free_port(), scratch.free_port()
+        server = subprocess.Popen(
+            [sys.executable, "manage.py", "runserver", "--port", str(port)],
+            cwd=scratch.ROOT,
+            env=scratch.settings(
+                DATABASE_URL=url,
+                SECRET_KEY="any",
+                METRICS_PORT=str(self.port),
+                PROMETHEUS_MULTIPROC_DIR=self.enterContext(tempfile.TemporaryDirectory()),
+            ),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.addCleanup(server.wait, 10)
+        self.addCleanup(server.send_signal, signal.SIGINT)
+        self.text()  # so that it listens
+        user = {"username": "ada", "email": "ada@test.com", "password": "password"}
+        self.ask(port, "GET", "/users/7")
+        self.ask(port, "GET", "/nothing")
+        self.ask(port, "POST", "/auth/register", user)
+
+        found = self.figures()
+        answers = "users_http_requests_total"
+        self.assertEqual(1, found[answers, "GET", "/users/<user_id>", "404"])
+        self.assertEqual(1, found[answers, "GET", "none", "404"])
+        self.assertEqual(1, found["users_refusals_total", "user_not_found", "/users/<user_id>"])
+        self.assertEqual(1, found["users_events_total", "registered", ""])
+        self.assertEqual(1, found["users_hash_seconds_count",])
+        self.assertEqual(0, found["users_hashes_running",])
+        self.assertEqual(0, found["users_pool_in_use", "write"])
+
+    def ask(self, port: int, method: str, path: str, body: object = None) -> None:
+        """Send a request until it is answered, as the server may still be starting."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                scratch.request(port, method, path, body)
+                return
+            except ConnectionRefusedError:
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.05)
