@@ -68,6 +68,8 @@ TRANSFER_TIMEOUT = 60.0  # seconds for the database to take or give one batch
 def application() -> UsersService:
     """Return the service that APP_SETTINGS names; tests are always the testing one."""
     testing = sys.argv[1:2] and sys.argv[1] in TEST_COMMANDS
+    if sys.argv[1:2] != ["runserver"]:  # a command has no part in the figures of a server
+        os.environ.pop(metrics.DIRECTORY, None)
     try:
         app = create_app("project.config.TestingConfig" if testing else None)
     except ConfigurationError as error:
@@ -162,10 +164,15 @@ def serve() -> None:
         "GRANIAN_RESPAWN_FAILED_WORKERS": "true",
         "GRANIAN_WORKERS_KILL_TIMEOUT": "20",  # seconds for requests in flight to finish
     }
-    if current_app.config["METRICS_PORT"]:
-        settings[metrics.DIRECTORY] = str(metrics.new_directory())
+    if not current_app.debug:
+        settings["GRANIAN_LOG_CONFIG"] = str(ROOT / "project" / "granian.json")
+    environment = settings | os.environ
+    if port := current_app.config["METRICS_PORT"]:
+        if str(port) == environment["GRANIAN_PORT"]:
+            sys.exit(f"METRICS_PORT and GRANIAN_PORT are both {port}.")
+        environment[metrics.DIRECTORY] = str(metrics.new_directory())
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
-    os.execve(sys.executable, [*command, "project:create_app"], settings | os.environ)
+    os.execve(sys.executable, [*command, "project:create_app"], environment)
 
 
 def refuse_in_production(what: str) -> None:

@@ -146,6 +146,8 @@ def _doors(config: Config) -> Iterator[Finding]:
         yield ok("The documentation of the API is not public.")
     if port := config["METRICS_PORT"]:
         host = os.environ.get("GRANIAN_HOST", "127.0.0.1")
+        if str(port) == os.environ.get("GRANIAN_PORT", "5000"):
+            yield wrong(f"METRICS_PORT={port} is the port of the service itself. Choose another.")
         yield note(
             f"METRICS_PORT={port}: whoever reaches {host} at that port reads how many log in, and"
             " how busy the service is. Let in nobody but Prometheus."

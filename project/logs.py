@@ -24,7 +24,7 @@ from structlog.typing import EventDict
 from project import clock
 
 DEFERRED_FOR = 0.05  # seconds that a line may wait
-MAX_WAITING = 50_000  # lines
+MAX_WAITING = 5_000  # lines, of AT_ONCE bytes at most
 # Pipes keep apart what several processes write at once when it is no longer than this.
 AT_ONCE = getattr(select, "PIPE_BUF", 4_096)  # bytes
 
@@ -32,18 +32,20 @@ AT_ONCE = getattr(select, "PIPE_BUF", 4_096)  # bytes
 class Output:
     """A file for lines; where nobody takes them requests are answered still."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, file: TextIO | None) -> None:
+        self._file = file  # None where the process has no such stream
 
     def write(self, text: str) -> None:
         """Write `text`, if that can be done."""
-        with contextlib.suppress(OSError):
-            self._file.write(text)
+        with contextlib.suppress(OSError, ValueError):  # gone, or closed
+            if self._file:
+                self._file.write(text)
 
     def flush(self) -> None:
         """Pass on what was written, if that can be done."""
-        with contextlib.suppress(OSError):
-            self._file.flush()
+        with contextlib.suppress(OSError, ValueError):
+            if self._file:
+                self._file.flush()
 
 
 class DeferredOutput(Output):
@@ -54,7 +56,7 @@ class DeferredOutput(Output):
     lines come faster than somebody takes them the newest are lost, and it is said how many.
     """
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO | None) -> None:
         super().__init__(file)
         self._lines: deque[str] = deque()
         self._lost = 0
@@ -83,6 +85,7 @@ class DeferredOutput(Output):
 
     def _be_new(self) -> None:
         self._writer = None
+        self._starting = threading.Lock()
         self._lines.clear()
 
     def _run(self) -> None:
@@ -109,7 +112,7 @@ class DeferredOutput(Output):
 
 
 @cache
-def _deferred(file: TextIO) -> DeferredOutput:
+def _deferred(file: TextIO | None) -> DeferredOutput:
     """Return the one there is for a file, and so one thread, however many applications."""
     return DeferredOutput(file)
 
@@ -152,12 +155,34 @@ def _say_when(_logger: object, _method: str, fields: EventDict) -> EventDict:
 
 
 def _to_json(fields: EventDict, **_: object) -> str:
-    """Return `fields` as JSON in printable ASCII, which most are in the first place."""
+    """Return `fields` as JSON in printable ASCII, in less than AT_ONCE bytes.
+
+    Where they are more the longest text loses its middle, again and again.
+    """
+    line = _dump(fields)
+    while len(line) >= AT_ONCE:
+        name, text = max(fields.items(), key=lambda field: len(str(field[1])))
+        kept = len(str(text)) // 3
+        fields[name] = f"{str(text)[:kept]} ... {str(text)[-kept:]}" if kept > 9 else ""
+        line = _dump(fields)
+    return line
+
+
+def _dump(fields: EventDict) -> str:
     with contextlib.suppress(orjson.JSONEncodeError):
         line = orjson.dumps(fields, default=repr).decode()
-        if line.isascii() and line.isprintable():
+        if line.isascii() and line.isprintable():  # as most are
             return line
     return json.dumps(fields, default=repr)
+
+
+class ServersFormatter(logging.Formatter):
+    """What the server itself says, for project/granian.json: a line like every other."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return what was said as JSON, without a stack."""
+        fields = {"event": record.getMessage(), "level": record.levelname.lower()}
+        return _to_json(_say_when(None, "", fields | {"logger": record.name.strip("_")}))
 
 
 def _name_request(_logger: object, _method: str, fields: EventDict) -> EventDict:

@@ -4,9 +4,9 @@ Each process of a server counts in files of its own, in a directory that they sh
 answers for all on METRICS_PORT. Without that port nothing is counted at all.
 """
 
+import contextlib
 import functools
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -25,9 +25,8 @@ T = TypeVar("T")
 # The variable by which prometheus_client is told where the files are.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
+ROOM = 1 << 19  # bytes of a file: several times what every route, method and status take
 RETRY_AFTER = 5  # seconds until a port that was taken is tried again
-# Any other method counts as one: what clients make up is no label.
-_METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
 _PREFIX = "users-service-metrics-"
 
 log = structlog.get_logger()
@@ -37,7 +36,10 @@ class Metrics(Protocol):
     """What is counted and timed."""
 
     def answer(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Count an answer; `route` is the rule, or None where there is none."""
+        """Count an answer; `route` is the rule, or None where there is none.
+
+        Both are labels, and no client may make up either.
+        """
 
     def refusal(self, route: str | None, code: str) -> None:
         """Count an answer that has this code."""
@@ -73,9 +75,18 @@ class Off:
 
 
 class On:
-    """Figures in files of `directory`; no other one can be used by this process later."""
+    """Figures in files of `directory`; no other one can be used by this process later.
+
+    Raises OSError when there is no room for them.
+    """
 
     def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for kind in ("counter", "histogram", "gauge_livesum"):
+            # A file that is found to have no room when it is written to ends the process.
+            with (directory / f"{kind}_{os.getpid()}.db").open("a+b") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, ROOM)
         os.environ[DIRECTORY] = str(directory)
         # It is when it is imported that it looks where the files are to be.
         from prometheus_client import Counter, Gauge, Histogram
@@ -103,7 +114,6 @@ class On:
 
     def answer(self, method: str, route: str | None, status: int, seconds: float) -> None:
         """Count and time an answer."""
-        method = method if method in _METHODS else "other"
         self._answers.labels(_label(route), method, status).inc()
         self._seconds.labels(_label(route), method).observe(seconds)
 
@@ -155,13 +165,19 @@ def init_app(app: Flask) -> None:
     So the commands that run beside a server, with its settings, take no part in it.
     """
     app.extensions["metrics"] = Off()
-    port, directory = app.config["METRICS_PORT"], os.environ.get(DIRECTORY)
-    if port and directory:
-        app.extensions["metrics"] = On(Path(directory))
-        host = os.environ.get("GRANIAN_HOST", "127.0.0.1")
-        threading.Thread(
-            target=_answer_for_all, args=(Path(directory), host, port), name="metrics", daemon=True
-        ).start()
+    port, name = app.config["METRICS_PORT"], os.environ.get(DIRECTORY)
+    if not (port and name):
+        return
+    directory = Path(name)
+    try:
+        app.extensions["metrics"] = On(directory)
+    except OSError as error:
+        log.error("metrics_unavailable", directory=name, reason=error.strerror)
+        return
+    host = os.environ.get("GRANIAN_HOST", "127.0.0.1")
+    threading.Thread(
+        target=_answer_for_all, args=(directory, host, port), name="metrics", daemon=True
+    ).start()
 
 
 def of(app: Flask) -> Metrics:
@@ -172,13 +188,29 @@ def of(app: Flask) -> Metrics:
 def new_directory() -> Path:
     """Return a new directory for the processes of a server which this process becomes.
 
-    Those of servers that are no more are removed.
+    It is theirs while one of them lives: they hold a lock on it. Those that nobody holds are
+    removed, as servers that are no more have left them behind.
     """
     for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        pid = old.name.removeprefix(_PREFIX).partition("-")[0]
-        if re.fullmatch("[0-9]{1,9}", pid) and (int(pid) == os.getpid() or not _is_alive(int(pid))):
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        with contextlib.suppress(OSError):
+            _hold(old)
+            shutil.rmtree(old)
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    os.set_inheritable(_hold(directory), True)
+    return directory
+
+
+def _hold(path: Path) -> int:
+    """Lock a file or directory for this process and its children; raises OSError if others do."""
+    import fcntl  # which not every system has
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _is_alive(pid: int) -> bool:

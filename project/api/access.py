@@ -9,6 +9,9 @@ from flask import Flask, g
 from project import metrics
 from project.api.requests import Request
 
+# Any other is what somebody made up: it is not logged, and counted as one.
+_METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
+
 log = structlog.get_logger()
 
 
@@ -19,15 +22,16 @@ def record(app: Flask, request: Request, response: flask.Response) -> None:
     handed to the application, the reading of its body included.
     """
     seconds = time.perf_counter() - request.began_at
+    method = request.method if request.method in _METHODS else "other"
     route = request.url_rule.rule if request.url_rule else None
     here = vars(g._get_current_object())
     refusal, user = here.get("refusal"), here.get("user")
     response.headers["X-Request-ID"] = request.id
     measured = metrics.of(app)
-    measured.answer(request.method, route, response.status_code, seconds)
+    measured.answer(method, route, response.status_code, seconds)
     line: dict[str, object] = {
         "request_id": request.id,
-        "method": request.method,
+        "method": method,
         "path": request.shown_path,
         "status": response.status_code,
         "ms": round(seconds * 1000, 1),

@@ -35,7 +35,10 @@ from project.errors import Busy, InvalidPayload
 
 BODY_PATIENCE = 0.1  # seconds to wait for a place to read a body
 _TCP_INFO_LAST_DATA_RECV = slice(52, 56)  # milliseconds; struct tcp_info in linux/tcp.h
-_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+(\.[\w-]*)?", re.ASCII)  # a JWT, or the most of one
+# A JWT, or the most of one, also where its dots were encoded; and bcrypt's hashes.
+_SECRET = re.compile(
+    r"eyJ[\w-]+(\.|%2e)[\w-]+((\.|%2e)[\w-]*)?|\$2[abxy]\$[\w./$-]*", re.ASCII | re.IGNORECASE
+)
 _SHOWN_PATH = 256  # characters of a path that are logged
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._=+/:-]{{1,{MAX_REQUEST_ID}}}")
 
@@ -54,15 +57,15 @@ class Request(flask.Request):
     def id(self) -> str:
         """Return what this request is called: by X-Request-ID if that is sane, or by chance."""
         given = self.headers.get("X-Request-ID", "")
-        if _REQUEST_ID.fullmatch(given):
+        if _REQUEST_ID.fullmatch(given) and not _SECRET.search(given):
             return given
         # It is no secret. To ask the kernel would give the interpreter to another thread.
         return f"{random.getrandbits(128):032x}"  # nosec B311
 
     @property
     def shown_path(self) -> str:
-        """Return the path as it may be logged: its start, and no token that stands in it."""
-        return without_tokens(self.path)[:_SHOWN_PATH]
+        """Return the path as it may be logged: its start, and no secret that stands in it."""
+        return without_secrets(self.path)[:_SHOWN_PATH]
 
     @cached_property
     def args(self) -> MultiDict[str, str]:
@@ -160,9 +163,9 @@ def _hang_up_on_the_silent(port: int, silence: int) -> None:
                 line.shutdown(socket.SHUT_RDWR)
 
 
-def without_tokens(text: str) -> str:
-    """Return `text` without what looks like a token, or the start of one."""
-    return _TOKEN.sub("[token]", text)
+def without_secrets(text: str) -> str:
+    """Return `text` without what looks like a token, the start of one, or a hash."""
+    return _SECRET.sub("[secret]", text)
 
 
 def origin() -> audit.Origin:
@@ -171,7 +174,7 @@ def origin() -> audit.Origin:
         character if character.isprintable() else "?"
         for character in flask.request.user_agent.string[:MAX_STORED_USER_AGENT]
     )
-    user_agent = without_tokens(user_agent)
+    user_agent = without_secrets(user_agent)
     caller = flask.g.get("user")
     return audit.Origin(
         addresses.parse(flask.request.remote_addr or ""),

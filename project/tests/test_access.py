@@ -4,6 +4,7 @@ import io
 import json
 from typing import Any
 from unittest import mock
+from urllib.parse import quote
 
 import structlog
 from sqlalchemy import text
@@ -11,7 +12,7 @@ from sqlalchemy import text
 from project import logs
 from project.tests.base import BaseTestCase, bearer
 from project.tests.test_logs import written
-from project.tests.utils import add_user, stored_events
+from project.tests.utils import add_user, stored_events, stored_users
 
 SANE = ("req-1", "0af7651916cd43dd8448eb211c80319c", "a.b_c=d+e/f:g-h", "x" * 64)
 ODD = ("", " ", "a b", "x" * 65, "ä", '"', "a,b", "{}", "<b>", "a;b", "%0a")
@@ -150,8 +151,44 @@ class TestLine(BaseTestCase):
         """A path is cut where it is long, and a token in it is not shown."""
         token = self.register()
 
-        self.assertEqual("/users/[token]", self.line(f"/users/{token}")["path"])
+        self.assertEqual("/users/[secret]", self.line(f"/users/{token}")["path"])
         self.assertEqual(256, len(self.line("/" + "x" * 5000)["path"]))
+
+    def test_secrets(self) -> None:
+        """A hash in a path is not shown, nor a token whose dots were encoded."""
+        token = self.register()
+        hashed = stored_users()[0]["password"]
+
+        self.assertEqual("/users/[secret]", self.line(f"/users/{quote(hashed, safe='')}")["path"])
+        twice = token.replace(".", "%252e")
+        self.assertEqual("/users/[secret]", self.line(f"/users/{twice}")["path"])
+        short = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"
+        line = self.line("/ping", headers={"X-Request-ID": short})
+        self.assertRegex(line["request_id"], MADE)
+
+    def test_made_up_methods(self) -> None:
+        """What is no method of HTTP's is not shown, however long."""
+        for method in ("PROPFIND", "M" * 30_000):
+            with self.subTest(method[:10]):
+                self.assertEqual("other", self.line("/ping", method)["method"])
+
+    def test_length(self) -> None:
+        """A line is never longer than what a pipe keeps together, and still JSON."""
+        path = quote("/users/" + "\N{GRINNING FACE}" * 3_000)
+        agent = {"HTTP_USER_AGENT": "\N{GRINNING FACE}".encode().decode("latin-1") * 3_000}
+        body = {"email": "a@b.c", "password": "x"}
+        with written(readable=False) as lines:
+            self.client.get(path)
+            self.client.post("/auth/login", json=body, environ_overrides=agent)
+            structlog.get_logger().error(
+                "long", stack=f"first{'x' * 20_000}last", more=list(range(5_000))
+            )
+
+        logged = lines.getvalue().splitlines()
+        self.assertEqual(4, len(logged))
+        for line in logged:
+            self.assertLess(len(line), logs.AT_ONCE)
+        self.assertRegex(json.loads(logged[-1])["stack"], r"\Afirstx* \.\.\. .*xlast\Z")
 
     def test_readable(self) -> None:
         """In development it is a line too."""
@@ -195,6 +232,9 @@ class TestOutput(BaseTestCase):
                 raise OSError(28, "No space left on device")
 
         attempts: list[str] = []
+        for output in (logs.Output(None), logs.DeferredOutput(None)):
+            output.write("nowhere")
+            output.flush()
         self.addCleanup(logs.configure, readable=True)
         logs.configure(readable=False, file=Broken())
         with mock.patch("project.api.access.log", structlog.get_logger()):

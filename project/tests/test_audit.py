@@ -330,8 +330,8 @@ class TestOrigin(AuditTestCase):
             credentials = {"email": "test@test.com", "password": "test"}
             self.client.post("/auth/login", json=credentials, headers=headers)
 
-            self.assertEqual("curl [token] x", stored_events()[-1]["user_agent"])
-            self.assertEqual("curl [token] x", stored_sessions()[-1]["user_agent"])
+            self.assertEqual("curl [secret] x", stored_events()[-1]["user_agent"])
+            self.assertEqual("curl [secret] x", stored_sessions()[-1]["user_agent"])
 
     def test_user_agent(self) -> None:
         """A user agent is cut, and what cannot be printed in it is replaced."""

@@ -216,7 +216,9 @@ class TestFindings(ScratchTestCase):
                 self.assert_found(base | settings, words)
 
     def test_figures(self) -> None:
-        """A port on which figures are shown is to be known."""
+        """A port on which figures are shown is to be known, and has to be another one."""
+        both = {"METRICS_PORT": "9100", "GRANIAN_PORT": "9100"}
+        self.assert_found(PRODUCTION | both, "is the port of the service itself")
         self.assert_found(PRODUCTION | {"METRICS_PORT": "9100"}, "METRICS_PORT=9100", Verdict.NOTE)
 
     def test_documentation(self) -> None:

@@ -1,7 +1,7 @@
 """Figures for Prometheus, of a server with two processes."""
 
 import http.client
-import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,12 +70,6 @@ class MetricsTestCase(unittest.TestCase):
             self.assertLess(time.monotonic(), deadline, f"{name} is {found}")
             time.sleep(0.02)
 
-    def workers(self) -> list[int]:
-        """Return the processes that answer."""
-        pid = self.service.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        return [int(child) for child in children.split()]
-
     def directory(self) -> Path | None:
         """Return where the processes count, if they do."""
         environment = Path(f"/proc/{self.service.process.pid}/environ").read_bytes().split(b"\0")
@@ -93,14 +87,6 @@ class MetricsTestCase(unittest.TestCase):
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
         return line
-
-    def kill(self, worker: int) -> None:
-        """End a process that answers as hard as can be, and wait until there is another."""
-        os.kill(worker, signal.SIGKILL)
-        deadline = time.monotonic() + PATIENCE
-        while worker in self.workers() or len(self.workers()) < 2:
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
 
 
 class TestFigures(MetricsTestCase):
@@ -212,13 +198,13 @@ class TestProcesses(MetricsTestCase):
     def test_killed(self) -> None:
         """What a killed process has counted stays, what it was doing goes, and another answers."""
         self.start(BCRYPT_LOG_ROUNDS="15")
-        before = self.workers()
+        before = self.service.workers()
         for _ in range(20):
             self.service.request("GET", "/ping")
         with self.login():
             self.wait_for(1, "users_hashes_running")
             for worker in before:
-                self.kill(worker)
+                self.service.kill_a_worker(worker)
 
         ping = ("users_http_requests_total", "GET", "/ping", "200")
         self.assertEqual(20, self.figures()[ping])
@@ -242,7 +228,7 @@ class TestPort(MetricsTestCase):
         """Return the ports that the processes of the server listen on."""
         inodes = {
             str(file.readlink())
-            for process in (self.service.process.pid, *self.workers())
+            for process in (self.service.process.pid, *self.service.workers())
             for file in Path(f"/proc/{process}/fd").glob("*")
             if file.is_symlink()
         }
@@ -278,30 +264,63 @@ class TestPort(MetricsTestCase):
         self.assertIn("users_pool_size", self.text())
 
     def test_old_directories(self) -> None:
-        """What a server that is no more has left behind is removed by the next one, no more."""
+        """What a server has left behind is removed by the next one, but not before it is over."""
         temporary = Path(self.enterContext(tempfile.TemporaryDirectory()))
-        foreign = temporary / "users-service-metrics-else"
-        foreign.mkdir()
         self.start(TMPDIR=str(temporary))
         old = self.directory()
         assert old is not None  # noqa: S101  # for mypy
         self.assertEqual((temporary, 0o700), (old.parent, old.stat().st_mode & 0o777))
+        first = self.service
+        self.start(TMPDIR=str(temporary))
         self.service.stop()
+        self.assertTrue(old.exists())
+        first.stop()
         self.assertTrue(old.exists())
         self.start(TMPDIR=str(temporary))
 
         self.assertFalse(old.exists())
-        self.assertTrue(foreign.exists())
+
+    def test_same_port(self) -> None:
+        """The service's own port is none for figures; one line says so."""
+        settings = {
+            "APP_SETTINGS": "project.config.ProductionConfig",
+            "SECRET_KEY": "0123456789abcdefghijklmnopqrstuvwxyz",
+            "DATABASE_URL": self.enterContext(scratch.database()),
+            "METRICS_PORT": "5000",
+        }
+
+        result = scratch.manage("serve", **settings)
+
+        self.assertEqual(1, result.returncode)
+        self.assertEqual("METRICS_PORT and GRANIAN_PORT are both 5000.\n", result.stderr)
+
+    def test_a_directory_of_others(self) -> None:
+        """A server counts in its own directory, whatever it is told, and is alone in there."""
+        self.start(PROMETHEUS_MULTIPROC_DIR=self.enterContext(tempfile.TemporaryDirectory()))
+
+        self.assertEqual(32, self.figures()["users_pool_size", "read"])
+
+    def test_directory_that_is_removed(self) -> None:
+        """A process that starts without finding it makes it anew: the service goes on."""
+        self.start()
+        directory = self.directory()
+        assert directory is not None  # noqa: S101  # for mypy
+        shutil.rmtree(directory)
+        for worker in self.service.workers():
+            self.service.kill_a_worker(worker)
+        self.assertEqual(200, self.service.request("GET", "/ping")[0])
+        self.wait_for(1, "users_http_requests_total", "GET", "/ping", "200")
 
 
 class TestAnotherServer(MetricsTestCase):
     """A server that was started in another way, with a directory of its own."""
 
-    def test_development(self) -> None:
-        """With the directory set too, any server shows figures."""
+    def serve(self, directory: str) -> int:
+        """Start the development server, and return its port; what it prints is in `log`."""
         url = self.enterContext(scratch.database())
         self.assertEqual(0, scratch.manage("db", "upgrade", DATABASE_URL=url).returncode)
         self.port, port = scratch.free_port(), scratch.free_port()
+        self.log = self.enterContext(tempfile.NamedTemporaryFile("r"))
         server = subprocess.Popen(
             [sys.executable, "manage.py", "runserver", "--port", str(port)],
             cwd=scratch.ROOT,
@@ -309,13 +328,27 @@ class TestAnotherServer(MetricsTestCase):
                 DATABASE_URL=url,
                 SECRET_KEY="any",
                 METRICS_PORT=str(self.port),
-                PROMETHEUS_MULTIPROC_DIR=self.enterContext(tempfile.TemporaryDirectory()),
+                PROMETHEUS_MULTIPROC_DIR=directory,
             ),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=self.log.fileno(),
+            stderr=subprocess.STDOUT,
         )
         self.addCleanup(server.wait, 10)
         self.addCleanup(server.send_signal, signal.SIGINT)
+        return port
+
+    def test_no_directory(self) -> None:
+        """Where there is no room for figures there are none, and requests are answered."""
+        port = self.serve("/dev/null/nowhere")
+        self.ask(port, "GET", "/ping")
+
+        self.assertIn("metrics_unavailable", Path(self.log.name).read_text())
+        with self.assertRaises(ConnectionRefusedError):
+            scratch.request(self.port, "GET", "/metrics")
+
+    def test_development(self) -> None:
+        """With the directory set too, any server shows figures."""
+        port = self.serve(self.enterContext(tempfile.TemporaryDirectory()))
         self.text()  # so that it listens
         user = {"username": "ada", "email": "ada@test.com", "password": "password"}
         self.ask(port, "GET", "/users/7")
