@@ -16,22 +16,28 @@ TEST = re.compile(r"`(test_\w+)(?:\.(Test\w+))?(?:\.(test_\w+))?`")
 TESTS = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
 CI = (ROOT / ".ci" / "run").read_text()
 KEY = r'python3? -c "(import secrets; [^"]+)"'
-# What runs a command: the start of its line in a test, or in .ci/run.
+# What runs a command: what has to stand in a test, or in .ci/run.
 RUN = [
-    (r"python manage\.py (runserver|test)", CI, r"python manage.py \1$"),
-    (r"python manage\.py db (upgrade|downgrade|migrate)", TESTS, r'"db", "\1"'),
-    (r"python manage\.py (?!db )(\w+).*", TESTS, r'"\1"'),
-    (r"python -m (bench)\.(\w+)( .*)?", CI, r"\1 \2 "),
-    (r"python -m unittest .*", CI, "unittest [^`]*' CONTRIBUTING.md"),
-    (r"git worktree add .*", CI, "git worktree add "),
-    (r"docker compose (up|exec) .*", CI, r"docker compose"),
-    (r"pip install -r requirements(-dev)?\.txt", CI, "pip install"),
-    (r"python3 -m venv venv", CI, "python3 -m venv venv"),
-    (r"\. venv/bin/activate", CI, ". venv/bin/activate"),
-    (r"\.ci/run", CI, "#!/usr/bin/env bash"),
-    (r"pg_(dump|restore) .*", TESTS, "pg_(?:dump|restore) .*"),
-    (r"curl .*", TESTS, "class TestFourCalls"),
-    (r"python3? -c .*", TESTS, "def test_keys"),
+    (r"python manage\.py (runserver|test)", CI, r"python manage.py {0}\$"),
+    (r"python manage\.py db (upgrade|downgrade)", TESTS, r'manage\(\s*"db", "{0}"'),
+    (r"python manage\.py serve", TESTS, r'"manage.py", "serve"'),
+    (r"python manage\.py (?!db )(\w+)( .*)?", TESTS, r'\(\s*"{0}"'),
+    (r"python -m (bench)\.(\w+)( .*)?", CI, r"^bench {1} "),
+    (r"python -m unittest -b project\.tests\.test_auth", CI, r"unittest \[\^`\]\*' CONTRIBUTING"),
+    (r"git worktree add \.\./before COMMIT", CI, r"git worktree add "),
+    (r"docker compose up --build", CI, r"\^docker compose up' README"),
+    (
+        r"docker compose (exec -T users-service python manage\.py import_users - <)users\.jsonl",
+        CI,
+        r"{0}",
+    ),
+    (r"pip install -r requirements(-dev)?\.txt", CI, r"pip install .*-r requirements-dev"),
+    (r"python3 -m venv venv", CI, r"python3 -m venv venv"),
+    (r"\. venv/bin/activate", CI, r"^\. venv/bin/activate"),
+    (r"\.ci/run", CI, r"^#!/usr/bin/env bash"),
+    (r"pg_(dump|restore) .*", TESTS, r"pg_\(\?:dump\|restore\) "),
+    (r"curl (-X POST )?http://127\.0\.0\.1:5000/auth/\w+ .*", TESTS, r"class TestFourCalls"),
+    (r'python3? -c "import secrets; .*', TESTS, r"def test_keys"),
 ]
 
 
@@ -80,19 +86,22 @@ class TestCommands(unittest.TestCase):
     """Every command that a document names is run, by a test or by .ci/run."""
 
     def test_every_command(self) -> None:
-        """A new one is given a place where it is run, on purpose."""
+        """A new one is given a place where it is run, on purpose, and each of its options too."""
         found = {command for path in DOCUMENTS for command in commands(path.read_text())}
         self.assertLess(20, len(found))
         for command in sorted(found):
             with self.subTest(command):
                 places = [
-                    (where, match.expand(what))
+                    (where, what.format(*map(str, match.groups())))
                     for pattern, where, what in RUN
                     if (match := re.fullmatch(pattern, command))
                 ]
                 self.assertTrue(places, "nobody has said where this is run")
-                for where, what in places:
-                    self.assertIn(what, where)
+                where, what = places[0]
+                self.assertRegex(where, re.compile(what, re.MULTILINE))
+                if command.startswith("python"):
+                    for option in re.findall(r"(?<= )--[a-z-]+", command):
+                        self.assertIn(option, TESTS + CI)
 
     def test_keys(self) -> None:
         """What makes a key makes one that is good enough, and another each time."""
