@@ -128,14 +128,17 @@ def configure(
 
     `deferred` is for a server: `DeferredOutput`.
     """
-    output = (_deferred if deferred else Output)(file or sys.stdout)
+    file = file or sys.stdout
+    output = (_deferred if deferred else Output)(file)
     structlog.configure(
         processors=[
             _name_request,
             structlog.processors.add_log_level,
             _say_when,
             # By itself the readable one lets escape sequences and directions through.
-            structlog.dev.ConsoleRenderer(repr_native_str=True)
+            structlog.dev.ConsoleRenderer(
+                colors=bool(file and file.isatty()), sort_keys=False, repr_native_str=True
+            )
             if readable
             else structlog.processors.JSONRenderer(_to_json),
         ],

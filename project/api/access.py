@@ -30,12 +30,12 @@ def record(app: Flask, request: Request, response: flask.Response) -> None:
     measured = metrics.of(app)
     measured.answer(method, route, response.status_code, seconds)
     line: dict[str, object] = {
-        "request_id": request.id,
         "method": method,
         "path": request.shown_path,
         "status": response.status_code,
         "ms": round(seconds * 1000, 1),
         "ip": request.remote_addr,
+        "request_id": request.id,
     }
     if route:
         line["route"] = route
