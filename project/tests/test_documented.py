@@ -1,0 +1,140 @@
+"""What the document says of every route alike does occur on each of them."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+from unittest import mock
+
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
+from werkzeug.test import TestResponse
+
+from project import db
+from project.api import document
+from project.api.models import User
+from project.tests.base import BaseTestCase, bearer
+from project.tests.utils import add_user, start_session
+
+TOKENS = ("token_", "session_ended", "account_inactive")
+
+
+class TestEveryRoute(BaseTestCase):
+    """One admin asks for everything, and is refused in each of the ways that the document has."""
+
+    settings: ClassVar[dict[str, Any]] = {"USERS_API_OPEN": False}
+
+    def setUp(self) -> None:
+        """Log the admin in, and count what is provoked."""
+        super().setUp()
+        self.admin = add_user("root", "root@test.com", "test", admin=True)
+        self.token = start_session(self.admin).auth_token
+        self.provoked = 0
+
+    def routes(self, code: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+        """Yield method, path, endpoint and operation of every route that may refuse with this."""
+        endpoints = {
+            (method, rule.rule.replace("<", "{").replace(">", "}")): rule.endpoint
+            for rule in self.app.url_map.iter_rules()
+            for method in rule.methods or ()
+        }
+        for path, operations in document.describe(self.app)["paths"].items():
+            for method, operation in operations.items():
+                codes = {
+                    example["value"]["code"]
+                    for answer in operation["responses"].values()
+                    for example in answer["content"]["application/json"]
+                    .get("examples", {})
+                    .values()
+                }
+                if code in codes:
+                    real = path.format(user_id=self.admin.id, session_id="x" * 22)
+                    yield method.upper(), real, endpoints[method.upper(), path], operation
+
+    def provoke(self, code: str, token: str | None = None, **request: Any) -> None:
+        """Ask every route that may refuse with this code, which has to be the answer."""
+        for method, path, _, operation in self.routes(code):
+            # Without a guard it is a token in the body that is refused: test_refresh has those.
+            if "security" in operation or not code.startswith(TOKENS):
+                with self.subTest(code, method=method, path=path):
+                    self.check(code, self.ask(method, path, operation, token, **request))
+
+    def ask(
+        self, method: str, path: str, operation: dict[str, Any], token: str | None, **request: Any
+    ) -> TestResponse:
+        """Return the answer to a request that has an empty object for a body, if any."""
+        if "requestBody" in operation:
+            request = {"data": b"{}", "content_type": "application/json"} | request
+        headers = bearer(token) if token else {}
+        return self.client.open(path, method=method, headers=headers, **request)
+
+    def check(self, code: str, response: TestResponse) -> None:
+        """Check that an answer has this code."""
+        self.assertEqual(code, response.get_json()["code"])
+        self.provoked += 1
+
+    def test_tokens(self) -> None:
+        """Each way in which a token may be refused."""
+        self.provoke("token_missing")
+        self.provoke("token_invalid", "x")
+        ended = start_session(self.admin).auth_token
+        self.client.post("/auth/logout", headers=bearer(ended))
+        self.provoke("session_ended", ended)
+        db.session.execute(update(User).values(active=False))
+        db.session.commit()
+        self.provoke("account_inactive", self.token)
+        self.move_clock(4)
+        self.provoke("token_expired", self.token)
+
+        self.assertGreater(self.provoked, 50)
+
+    def test_https(self) -> None:
+        """What comes in the clear."""
+        with mock.patch.dict(os.environ, {"FORCE_HTTPS": "1"}):
+            super().setUp()
+        self.provoke("https_required", self.token)
+
+        self.assertGreater(self.provoked, 10)
+
+    def test_size(self) -> None:
+        """A body that is too long."""
+        self.provoke("payload_too_large", self.token, data=b" " * 70_000)
+
+        self.assertGreater(self.provoked, 5)
+
+    def test_places(self) -> None:
+        """More who hash, or send a body, than there are places."""
+        places = self.app.config["GRANIAN_BLOCKING_THREADS"]
+        with self.app.app_context():
+            for _ in range(places // 2):
+                self.app.extensions["password_gate"].enter()
+            for _ in range(places // 4):
+                self.app.extensions["body_bulkhead"].enter()
+            self.provoke("busy", self.token)
+
+        self.assertGreater(self.provoked, 5)
+
+    def test_faults(self) -> None:
+        """A mistake in a view, and a database that is away while it works."""
+        self.app.config["PROPAGATE_EXCEPTIONS"] = False
+        away = OperationalError("SELECT secret", {}, OSError())
+        for code, fault in (("internal_error", RuntimeError()), ("database_unavailable", away)):
+            for method, path, endpoint, operation in self.routes(code):
+                fail = failing(self.app.view_functions[endpoint], fault)
+                with (
+                    self.subTest(code, method=method, path=path),
+                    mock.patch.dict(self.app.view_functions, {endpoint: fail}),
+                ):
+                    self.check(code, self.ask(method, path, operation, self.token))
+
+        self.assertGreater(self.provoked, 30)
+
+
+def failing(view: Callable[..., Any], fault: Exception) -> Callable[..., Any]:
+    """Return a view with the same guards and answers, that raises."""
+
+    @functools.wraps(view)
+    def fail(**_: object) -> None:
+        raise fault
+
+    return fail
