@@ -82,9 +82,10 @@ class On:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        for kind in ("counter", "histogram", "gauge_livesum"):
+        # What a process of the same id has counted stays; what it was doing when it ended does not.
+        for kind, mode in {"counter": "ab", "histogram": "ab", "gauge_livesum": "wb"}.items():
             # A file that is found to have no room when it is written to ends the process.
-            with (directory / f"{kind}_{os.getpid()}.db").open("a+b") as file:
+            with (directory / f"{kind}_{os.getpid()}.db").open(mode) as file:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, ROOM)
         os.environ[DIRECTORY] = str(directory)
