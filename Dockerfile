@@ -1,4 +1,4 @@
-# The dependencies, in a virtual environment that the second stage takes over.
+# Install the dependencies in a virtual environment, which the second stage copies.
 FROM python:3.13-slim AS build
 WORKDIR /build
 COPY requirements.txt .

@@ -1,7 +1,8 @@
 """Show whether the number of users and sessions makes a difference: python -m bench.growth --help.
 
-Databases of several sizes are made, migrated and filled. The application is asked for what a
-request asks, and its statements, as they went to PostgreSQL, are timed in turn and explained.
+Create, migrate and fill databases of several sizes. Run the operations of a request in the
+application, record the statements as they are sent to PostgreSQL, time them in turn and explain
+them.
 """
 
 import argparse
@@ -23,19 +24,22 @@ from sqlalchemy import URL, Connection, Engine, event, make_url
 
 from bench.report import (
     add_database_url,
-    leave_when_terminated,
+    exit_on_sigterm,
     machine,
     say,
     spread,
     spread_in_words,
 )
 from bench.servers import PASSWORD, database, url_text
-from project import UsersService, accounts, audit, create_app, db, passwords, sessions, tokens
-from project.database import READ
+from project import UsersService, create_app, db
+from project.accounts import audit, authentication, directory, sessions
+from project.lib import hashing
+from project.lib.database import READ
+from project.tokens import codec
 
-MANY, ONE = 1, 2  # the ids of the users with very many sessions and with a single one
-SAMPLE = 1_000  # sessions whose statements are timed, in each case
-BLOCKS, BLOCK = 20, 250  # so many ratios, each of so many executions
+MANY, ONE = 1, 2  # the IDs of the user with very many sessions and of a user with one
+SAMPLE = 1_000  # sessions of each case whose statements are timed
+BLOCKS, BLOCK = 20, 250  # the number of ratios, and of executions for each
 
 USERS = """
 INSERT INTO users (id, username, username_key, email, password, created_at)
@@ -43,8 +47,8 @@ SELECT n, 'user-' || n, 'user-' || n, 'user-' || n || '@example.com',
     %(password)s, now()
 FROM generate_series(1, %(users)s) AS n
 """
-# One in ten is over, the others last up to 28 days, and no two end at the same moment. They lie in
-# the table as they would have come: those of one user far apart.
+# One in ten is expired, the others last up to 28 days, and no two expire at the same time. The
+# sessions of one user are far apart in the table, as they are in production.
 SESSIONS = """
 INSERT INTO sessions
     (id, user_id, generation, created_at, last_used_at, ip, user_agent, expires_at)
@@ -65,7 +69,7 @@ EXPLAIN = "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF) "
 
 @dataclass(frozen=True)
 class Size:
-    """How many rows a database has; `many` of the sessions are of one user, the rest spread."""
+    """The number of rows; one user has `many` of the sessions, the others are spread evenly."""
 
     users: int
     sessions: int
@@ -79,21 +83,21 @@ class Size:
 
 
 SMALL = Size(1_000, 1_000, 1)
-# PostgreSQL plans a prepared statement once for all users, by how many sessions they have on the
-# average: ten here, one there.
+# PostgreSQL plans a prepared statement once for all users, for the average number of sessions:
+# ten in LARGE, one in SPARSE.
 LARGE, SPARSE = Size(100_000, 1_000_000, 1_000), Size(100_000, 101_000, 1_000)
 MILLION = Size(1_000_000, 1_000_000, 1)
 PAGE = 50  # users
 
 
 class Sent(NamedTuple):
-    """A statement as it went to PostgreSQL, and the engine that sent it."""
+    """A statement as it was sent to PostgreSQL, and the engine that sent it."""
 
     engine: Engine
     text: str
 
     def execute(self, prefix: str = "") -> Sequence[Any]:
-        """Send it once more, as it is, on a connection of the same engine; undo what it does."""
+        """Execute the statement again on a connection of the same engine, and roll it back."""
         with closing(self.engine.raw_connection()) as connection:
             cursor = connection.cursor()
             cursor.execute(prefix + self.text)
@@ -104,47 +108,47 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True)
 class Filled:
-    """A database with rows in it, and the application that uses it."""
+    """A filled database, and the application that uses it."""
 
     size: Size
     app: UsersService
-    connection: Any  # psycopg2's, beside the application
+    connection: Any  # of psycopg2, outside the application
 
     @property
-    def crowd(self) -> str:
-        """Who has many sessions, in words."""
+    def many_sessions(self) -> str:
+        """The label of the user with many sessions."""
         return f"the user with {self.size.many:,} sessions"
 
-    def sent(self, ask: Callable[..., object], *arguments: Any) -> list[Sent]:
-        """Return the statements that the application sends when asked; undo what they do."""
-        heard: list[Sent] = []
+    def sent(self, function: Callable[..., object], *arguments: Any) -> list[Sent]:
+        """Return the statements that the application sends for a call, and roll them back."""
+        statements: list[Sent] = []
 
-        def hear(connection: Connection, cursor: Any, *_: object) -> None:
-            heard.append(Sent(connection.engine, cursor.query.decode()))
+        def record(connection: Connection, cursor: Any, *_: object) -> None:
+            statements.append(Sent(connection.engine, cursor.query.decode()))
 
         with self.app.app_context():
             engines = db.engine, db.engines[READ]
             for engine in engines:
-                event.listen(engine, "after_cursor_execute", hear)
-            ask(*arguments)
+                event.listen(engine, "after_cursor_execute", record)
+            function(*arguments)
             for engine in engines:
-                event.remove(engine, "after_cursor_execute", hear)
+                event.remove(engine, "after_cursor_execute", record)
             db.session.rollback()
-        return heard
+        return statements
 
     def some_ids(self) -> range:
-        """Return the ids of SAMPLE users from all over the table."""
+        """Return the IDs of SAMPLE users, evenly spread over the table."""
         return range(1, self.size.users + 1, max(1, self.size.users // SAMPLE))
 
     def pages(self, ids: range) -> list[Sent]:
-        """Return what a page of the list of users asks that goes on behind each of these users."""
+        """Return the statements of the pages of the list of users that start after these users."""
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT created_at, id FROM users WHERE id = ANY(%s)", (list(ids),))
             cursors = cursor.fetchall()
-        return [one for after in cursors for one in self.sent(accounts.newest, PAGE + 1, after)]
+        return [one for after in cursors for one in self.sent(directory.newest, PAGE + 1, after)]
 
     def guards(self, first: int, last: int) -> list[Sent]:
-        """Return what the guard asks, for live sessions of these users: at most SAMPLE of them."""
+        """Return the guard's statements for at most SAMPLE live sessions of these users."""
         with self.connection.cursor() as cursor:
             cursor.execute(LIVE, (first, last, SAMPLE))
             live = cursor.fetchall()
@@ -152,15 +156,15 @@ class Filled:
 
 
 def _call(user_id: int, session_id: str) -> None:
-    """Do what the guard does with a token of this session."""
+    """Run the guard with a token of this session."""
     now = int(time.time())
-    access = tokens.Access(user_id, session_id, now, now + 60)
-    sessions.identify(tokens.encode_access(access, key=current_app.config["SECRET_KEY"]))
+    access = codec.AccessClaims(user_id, session_id, now, now + 60)
+    sessions.identify(codec.encode_access(access, key=current_app.config["SECRET_KEY"]))
 
 
 @contextmanager
 def filled(server_url: URL, size: Size) -> Iterator[Filled]:
-    """Make a database, migrate it as the application does, fill it; drop it at the end."""
+    """Create, migrate and fill a database; drop it at the end."""
     say(f"filling: {size}")
     with database(server_url) as url:
         os.environ["DATABASE_URL"] = url_text(url)
@@ -169,7 +173,7 @@ def filled(server_url: URL, size: Size) -> Iterator[Filled]:
         app = create_app("project.config.ProductionConfig")
         with app.app_context():
             flask_migrate.upgrade()
-            password = passwords.hash(PASSWORD)
+            password = hashing.hash(PASSWORD)
         with closing(psycopg2.connect(url_text(url.set(drivername="postgresql")))) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -182,7 +186,7 @@ def filled(server_url: URL, size: Size) -> Iterator[Filled]:
 def time_in_turn(cases: Sequence[Sequence[Sent]]) -> list[list[float]]:
     """Return for each case the median seconds of an execution, block by block.
 
-    The cases take turns, statement by statement, and go first in turn.
+    The cases take turns after each statement, and the case that goes first changes each time.
     """
     supplies = [cycle(case) for case in cases]
     blocks: list[list[float]] = [[] for _ in cases]
@@ -201,11 +205,11 @@ def time_in_turn(cases: Sequence[Sequence[Sent]]) -> list[list[float]]:
 
 
 def times(small: Filled, *others: Filled) -> Iterator[str]:
-    """Yield what the guard takes with few sessions and with many, a line of Markdown each."""
+    """Yield the duration of the guard's statement with few and many sessions, in Markdown."""
     cases = {str(small.size): small.guards(1, small.size.users)}
     for one in others:
         cases[str(one.size)] = one.guards(ONE, one.size.users)
-        cases[f"{one.size}; {one.crowd}"] = one.guards(MANY, MANY)
+        cases[f"{one.size}; {one.many_sessions}"] = one.guards(MANY, MANY)
     blocks = time_in_turn(list(cases.values()))
     yield "| the guard's statement | median µs | ratio to the first |"
     yield "|---|---|---|"
@@ -215,38 +219,40 @@ def times(small: Filled, *others: Filled) -> Iterator[str]:
 
 
 def users(databases: Sequence[Filled]) -> Iterator[str]:
-    """Yield what one asks about users, and what it takes with few and with many of them."""
-    questions: dict[str, Callable[[Filled], list[Sent]]] = {
-        "who is calling": lambda one: one.guards(1, one.size.users),
-        "the user of an email": lambda one: [
+    """Yield the duration of queries about users with few and many users, in Markdown."""
+    queries: dict[str, Callable[[Filled], list[Sent]]] = {
+        "find the caller": lambda one: one.guards(1, one.size.users),
+        "find a user by email": lambda one: [
             statement
             for number in one.some_ids()
-            for statement in one.sent(accounts.find_by_email, f"user-{number}@example.com")
+            for statement in one.sent(directory.find_by_email, f"user-{number}@example.com")
         ],
-        "the first page": lambda one: one.sent(accounts.newest, PAGE + 1),
-        "a page in between": lambda one: one.pages(one.some_ids()[1:]),
+        "the first page of users": lambda one: one.sent(directory.newest, PAGE + 1),
+        "a page in the middle": lambda one: one.pages(one.some_ids()[1:]),
     }
     yield f"| median µs | {' | '.join(f'{one.size.users:,} users' for one in databases)} |"
     yield f"|---|{'---|' * len(databases)}"
-    for question, ask in questions.items():
-        blocks = time_in_turn([ask(one) for one in databases])
+    for name, collect in queries.items():
+        blocks = time_in_turn([collect(one) for one in databases])
         cells = []
         for medians in blocks:
             ratios = [median / first for median, first in zip(medians, blocks[0], strict=True)]
             cells.append(f"{statistics.median(medians) * 1e6:.0f}, {spread(ratios)}")
-        yield f"| {question} | {' | '.join(cells)} |"
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def plans(large: Filled, sparse: Filled) -> Iterator[str]:
-    """Yield the plans of the statements that have to do with sessions, in Markdown."""
-    asked = {}
+    """Yield the plans of the statements that involve sessions, in Markdown."""
+    statements_of = {}
     for one in (large, sparse):
-        asked[f"The guard, a user with 1 session; {one.size}"] = one.guards(ONE, ONE)
-        asked[f"The guard, {one.crowd}; {one.size}"] = one.guards(MANY, MANY)[:1]
+        statements_of[f"The guard, a user with 1 session; {one.size}"] = one.guards(ONE, ONE)
+        statements_of[f"The guard, {one.many_sessions}; {one.size}"] = one.guards(MANY, MANY)[:1]
     login = f"user-{MANY}@example.com", PASSWORD, audit.Origin("192.0.2.1", "")
-    asked[f"A login, {large.crowd}; {large.size}"] = large.sent(accounts.log_in, *login)
-    asked[f"One batch of a purge; {large.size}"] = large.sent(sessions.delete_expired)
-    for name, statements in asked.items():
+    statements_of[f"A login, {large.many_sessions}; {large.size}"] = large.sent(
+        authentication.log_in, *login
+    )
+    statements_of[f"One batch of a purge; {large.size}"] = large.sent(sessions.delete_expired)
+    for name, statements in statements_of.items():
         yield from ["", f"{name}:"]
         for statement in statements:
             yield from ["", "```", *(line for (line,) in statement.execute(EXPLAIN)), "```"]
@@ -274,12 +280,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
     add_database_url(parser)
-    parser.add_argument("--output", type=Path, help="where to write it, in Markdown")
+    parser.add_argument("--output", type=Path, help="the file for the results, in Markdown")
     parser.add_argument(
-        "--divide-by", type=int, default=1, help="make the large databases so many times smaller"
+        "--divide-by", type=int, default=1, help="divide the size of the large databases by this"
     )
     options = parser.parse_args()
-    leave_when_terminated()
+    exit_on_sigterm()
     text = report(make_url(options.database_url), options.divide_by)
     print(text)
     if options.output:

@@ -1,7 +1,7 @@
-"""Show how fast users move in and out, and in how much memory: python -m bench.importing --help.
+"""Measure the speed and memory of import and export: python -m bench.importing --help.
 
-A file of users is made and taken into a database that was just made, with the command that people
-run; then one of the users logs in over HTTP. The time is that of the whole command.
+Write a file of users, import it into a new database with the operator's command, import it again,
+and export it; then log in one of the users over HTTP. Times are those of the whole command.
 """
 
 import argparse
@@ -22,26 +22,26 @@ from urllib.request import Request, urlopen
 import bcrypt
 from sqlalchemy import URL, make_url
 
-from bench.report import add_database_url, leave_when_terminated, machine, say
+from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.servers import JSON, PASSWORD, ROOT, database, service, serving, url_text
 
 COST = 12  # of the hashes in the file
-DIGITS = "./" + string.ascii_letters + string.digits  # of bcrypt's base 64
+DIGITS = "./" + string.ascii_letters + string.digits  # of bcrypt's base64
 
 
 class Run(NamedTuple):
-    """What one command took."""
+    """The time and memory of one command."""
 
     seconds: float
-    peak: int  # bytes of resident memory
+    peak: int  # resident memory, bytes
 
 
 def write_users(path: Path, number: int) -> None:
-    """Write a file of users, no two with the same hash; the last of them has the PASSWORD."""
-    choose = random.Random(number).choices  # noqa: S311  # they are to be the same every time
+    """Write a file of users with different hashes; the last user's password is PASSWORD."""
+    choose = random.Random(number).choices  # noqa: S311  # reproducible on purpose
     with path.open("w", encoding="ascii") as file:
         for user in range(1, number):
-            # The last digits of salt and digest have bits to spare, which are zero.
+            # The unused bits in the last digits of salt and digest must be zero.
             hashed = f"$2b${COST}${''.join(choose(DIGITS, k=21))}u{''.join(choose(DIGITS, k=30))}O"
             file.write(_line(user, "".join(choose(string.ascii_lowercase, k=8)), hashed))
         genuine = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(COST)).decode()
@@ -60,7 +60,7 @@ def _line(user: int, name: str, hashed: str) -> str:
 
 
 def manage(database_url: URL, *arguments: str) -> Run:
-    """Run manage.py and return what it took; raises RuntimeError when it fails."""
+    """Run manage.py and return its time and memory; raise RuntimeError if it fails."""
     environment = os.environ | {
         "APP_SETTINGS": "project.config.ProductionConfig",
         "SECRET_KEY": secrets.token_hex(32),
@@ -72,23 +72,23 @@ def manage(database_url: URL, *arguments: str) -> Run:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{arguments[0]} ended with {process.returncode}")
+        raise RuntimeError(f"{arguments[0]} exited with {process.returncode}")
     return Run(time.perf_counter() - start, usage.ru_maxrss * 1_024)
 
 
 def log_in(database_url: URL, number: int) -> None:
-    """Log the last user in, on a server; raises when that fails."""
+    """Log in the last user on a server; raise RuntimeError if the response has no token."""
     credentials = {"email": f"last.{number}@example.com", "password": PASSWORD}
     with serving(service(2, 16), database_url, COST) as server:
         body = json.dumps(credentials).encode()
         request = Request(f"http://127.0.0.1:{server.port}/auth/login", body, JSON)
-        with urlopen(request, timeout=30) as answer:  # noqa: S310  # it is http
+        with urlopen(request, timeout=30) as answer:  # noqa: S310  # an http URL
             if answer.status != 200 or not json.load(answer)["auth_token"]:
                 raise RuntimeError("the user could not log in")
 
 
 def measure(server_url: URL, number: int, folder: Path) -> list[Run]:
-    """Import so many users, again, and export them; return what each took."""
+    """Import `number` users twice and export them; return the run of each command."""
     users, written = folder / f"{number}.jsonl", folder / f"{number}-out.jsonl"
     if not users.exists():
         say(f"writing {number:,} users")
@@ -109,7 +109,7 @@ def measure(server_url: URL, number: int, folder: Path) -> list[Run]:
 
 
 def table(number: int, rounds: Sequence[Sequence[Run]]) -> Iterator[str]:
-    """Yield what the best of the rounds took, and all of them, in Markdown."""
+    """Yield a line of Markdown for each command: the best round, and the others."""
     for name, runs in zip(
         ("import", "import, again", "export"), zip(*rounds, strict=True), strict=True
     ):
@@ -140,9 +140,9 @@ def main() -> None:
     add_database_url(parser)
     parser.add_argument("--users", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="where to write it, in Markdown")
+    parser.add_argument("--output", type=Path, help="the file for the results, in Markdown")
     options = parser.parse_args()
-    leave_when_terminated()
+    exit_on_sigterm()
     text = report(make_url(options.database_url), options.users, options.rounds)
     print(text)
     if options.output:

@@ -1,7 +1,7 @@
 """HTTP/1.1 load on 127.0.0.1 from one thread: raw sockets, keep-alive, epoll.
 
-`closed` keeps a number of clients busy without pause; `paced` sends at a steady rate, however
-slow the answers are. Run each in a process of its own. Times are in seconds unless named _ms.
+`closed` keeps a number of clients busy without pause. `paced` sends at a steady rate, however slow
+the responses are. Run each in its own process. Times are in seconds unless named _ms.
 """
 
 import itertools
@@ -14,28 +14,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-LOST = -1  # in place of a status: the connection closed, or patience ended, before the answer
+LOST = -1  # a pseudo-status: connection closed or answer_timeout over before the response
 BUSY = 503
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back in the measured time."""
+    """The responses of the measured time."""
 
-    statuses: dict[int, int]  # answers by status
-    lost: int  # requests that got no answer
-    per_second: float  # answers of 200 to 299
-    p50_ms: float  # how long those took
+    statuses: dict[int, int]  # responses by status
+    lost: int  # requests without a response
+    per_second: float  # responses of 200 to 299
+    p50_ms: float  # of responses of 200 to 299
     p99_ms: float
 
     @property
     def busy(self) -> int:
-        """How many answers were 503."""
+        """The number of 503 responses."""
         return self.statuses.get(BUSY, 0)
 
     @property
     def unexpected(self) -> dict[int, int]:
-        """The answers, by status, that are neither success nor 503."""
+        """The responses, by status, that are neither success nor 503."""
         return {
             status: count
             for status, count in self.statuses.items()
@@ -51,13 +51,13 @@ def closed(
     *,
     settle: float = 1.0,
     once: bool = False,
-    patience: float = 30.0,
+    answer_timeout: float = 30.0,
 ) -> Outcome:
-    """Send on each connection the next request as soon as the last one is answered.
+    """Send the next request on each connection as soon as the last one has its response.
 
-    `requests` go round, or with `once` end the run when they are used up. What is answered in
-    the first `settle` seconds is not counted, nor what is still on its way after `seconds` more;
-    but that is awaited, so that the server is idle when this returns.
+    `requests` repeat, or with `once` end the run when they are used up. Responses in the first
+    `settle` seconds are not counted, nor those that arrive after `seconds` more. The latter are
+    awaited, so that the server is idle when this returns.
     """
     supply = iter(requests) if once else itertools.cycle(requests)
     tally = _Tally()
@@ -68,7 +68,7 @@ def closed(
         for connection, request in zip(client.connections, supply, strict=False):
             client.send(connection, request, now)
         while client.waiting:
-            for connection, status, since in client.answers(0.5, patience):
+            for connection, status, since in client.answers(0.5, answer_timeout):
                 now = time.monotonic()
                 if start <= now < end:
                     tally.add(status, now - since)
@@ -87,13 +87,13 @@ def paced(
     seconds: float,
     *,
     settle: float = 1.0,
-    patience: float = 30.0,
+    answer_timeout: float = 30.0,
 ) -> Outcome:
-    """Send `per_second` requests a second at equal distances, in turn on whatever is free.
+    """Send `per_second` requests a second at equal intervals, in turn on the free connections.
 
-    A request that finds no free connection waits for one, and its latency is counted from the
-    moment it was due: a server that stalls cannot slow the clock that measures it. All that was
-    due after the first `settle` seconds is counted, however late the answer.
+    A request that finds no free connection waits for one. Its latency is measured from the time
+    it was due, so a stalled server cannot hide its latency. Every request that was due after the
+    first `settle` seconds is counted, however late its response.
     """
     supply = itertools.cycle(requests)
     tally = _Tally()
@@ -102,13 +102,14 @@ def paced(
         schedule = deque(
             begin + number / per_second for number in range(int((settle + seconds) * per_second))
         )
-        free = deque(client.connections)  # in turn, so that none is idle until the server closes it
+        # In turn: the server would close a connection that is idle for long.
+        free = deque(client.connections)
         while schedule or client.waiting:
             now = time.monotonic()
             while free and schedule and schedule[0] <= now:
                 client.send(free.popleft(), next(supply), schedule.popleft())
             pause = max(0.0, schedule[0] - now) if free and schedule else 0.5
-            for connection, status, since in client.answers(pause, patience):
+            for connection, status, since in client.answers(pause, answer_timeout):
                 free.append(connection)
                 if since >= begin + settle:
                     tally.add(status, time.monotonic() - since)
@@ -120,7 +121,7 @@ def _succeeded(status: int) -> bool:
 
 
 class _Tally:
-    """The answers of a run: each status, and the latencies of those that succeeded."""
+    """The responses of a run: the statuses, and the latencies of successes."""
 
     def __init__(self) -> None:
         self.statuses: Counter[int] = Counter()
@@ -149,7 +150,7 @@ class _Tally:
 
 
 class _Connection:
-    """One keep-alive connection and the request on it."""
+    """One keep-alive connection and its pending request."""
 
     __slots__ = ("received", "since", "socket")
 
@@ -161,14 +162,14 @@ class _Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.received = b""
-        self.since = math.inf  # when its request was sent or due; inf: none is on its way
+        self.since = math.inf  # when the pending request was sent or due; inf without one
 
 
 class _Client:
-    """Some connections to one server, opened again whenever they close."""
+    """Connections to one server, reopened whenever they close."""
 
     def __init__(self, port: int, connections: int) -> None:
-        self.waiting = 0  # requests on their way
+        self.waiting = 0  # pending requests
         self._port = port
         self._epoll = select.epoll()
         self._by_descriptor: dict[int, _Connection] = {}
@@ -194,15 +195,18 @@ class _Client:
         try:
             connection.socket.send(request)  # a few hundred bytes always fit
         except OSError:
-            connection.received = b""  # closed: the next recv says so, and the request is lost
+            connection.received = b""  # closed: the next recv reports it, and the request is LOST
 
-    def answers(self, timeout: float, patience: float) -> Iterator[tuple[_Connection, int, float]]:
-        """Wait up to `timeout` and yield connection, status and `since` of what is done.
+    def answers(
+        self, timeout: float, answer_timeout: float
+    ) -> Iterator[tuple[_Connection, int, float]]:
+        """Wait up to `timeout` and yield connection, status and `since` of completed requests.
 
-        The connection is free, and opened again if it has closed. A request is LOST when
-        its connection closes or `patience` is over before the answer is complete.
+        The connection is free, and reopened if it was closed. A request is LOST if its connection
+        closes or `answer_timeout` passes before the response is complete.
         """
-        select.select([self._epoll], [], [], timeout)  # to the microsecond; epoll's own is to 1 ms
+        # The resolution of select is a microsecond, that of epoll's timeout a millisecond.
+        select.select([self._epoll], [], [], timeout)
         for descriptor, _ in self._epoll.poll(0):
             connection = self._by_descriptor[descriptor]
             status, close = self._receive(connection)
@@ -212,21 +216,21 @@ class _Client:
             connection.since = math.inf
             if close:
                 self._reopen(connection)
-            if since < math.inf:  # else a connection that the server closed between requests
+            if since < math.inf:  # otherwise the server closed an idle connection
                 self.waiting -= 1
                 yield connection, status, since
         now = time.monotonic()
         if now - self._checked > 1.0:
             self._checked = now
             for connection in self.connections:
-                if now - connection.since > patience:
+                if now - connection.since > answer_timeout:
                     self.waiting -= 1
                     since = connection.since
                     self._reopen(connection)
                     yield connection, LOST, since
 
     def _receive(self, connection: _Connection) -> tuple[int, bool]:
-        """Read on: the status, 0 while the answer is incomplete, and whether to close."""
+        """Read; return the status (0 while the response is incomplete) and whether to close."""
         try:
             data = connection.socket.recv(262_144)
         except BlockingIOError:
@@ -244,7 +248,7 @@ class _Client:
         head = data[:end].lower()
         at = head.find(b"\r\ncontent-length:")
         if at < 0:
-            raise ValueError(f"an answer without Content-Length: {head!r}")
+            raise ValueError(f"a response without Content-Length: {head!r}")
         length = int(head[at + 17 :].split(b"\r\n", 1)[0])
         if len(data) < end + 4 + length:
             connection.received = data

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL: hangs, breaks and heals at a word, and lists the SQL."""
+"""A TCP proxy in front of PostgreSQL that can hang, cut and restore connections, and lists SQL."""
 
 import socket
 import threading
@@ -11,13 +11,13 @@ _ENCRYPTION_REQUESTS = {80_877_103, 80_877_104}  # SSLRequest, GSSENCRequest
 
 
 class PostgresProxy:
-    """Stand between clients and the PostgreSQL server at `host`:`port`.
+    """A proxy between clients and the PostgreSQL server at `host`:`port`.
 
-    Its own `port` is a free one of 127.0.0.1. A context manager: it listens from `__enter__` on;
-    when `__exit__` returns, every socket is closed and every thread has ended. Clients are told
-    that encryption is not on offer, so that their statements can be read.
-    Start it in another process than a client that calls psycopg2's `connection.cancel`, which
-    waits for the server without letting other threads run.
+    It listens on a free `port` of 127.0.0.1. It is a context manager: it listens from `__enter__`
+    on, and when `__exit__` returns, every socket is closed and every thread has ended. It refuses
+    encryption, so that the statements of clients can be read.
+    Start it in a different process from a client that calls psycopg2's `connection.cancel`, which
+    waits for the server while holding the global interpreter lock.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 5432) -> None:
@@ -39,7 +39,7 @@ class PostgresProxy:
 
     @property
     def statements(self) -> list[str]:
-        """The SQL texts that clients have sent since the last `clear`, in the order of arrival."""
+        """The SQL texts that clients have sent since the last `clear`, in order of arrival."""
         with self._gate:
             return self._statements.copy()
 
@@ -49,22 +49,22 @@ class PostgresProxy:
             self._statements.clear()
 
     def freeze(self) -> None:
-        """Hang: connections stay open and new ones are accepted, but no byte goes either way."""
+        """Keep connections open and accept new ones, but forward no bytes in either direction."""
         with self._gate:
             self._frozen = True
 
     def thaw(self) -> None:
-        """Flow again, beginning with what was held."""
+        """Forward again, beginning with the bytes held back by `freeze`."""
         with self._gate:
             self._frozen = False
             self._gate.notify_all()
 
     def cut(self) -> None:
-        """Close every connection, dropping what is held, and refuse new ones."""
+        """Close every connection, drop bytes held back, and refuse new connections."""
         if self._listener is None or self._acceptor is None:
             return
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # close() alone would not wake accept()
+            self._listener.shutdown(socket.SHUT_RDWR)  # close() alone does not wake accept()
         self._acceptor.join()
         self._listener.close()
         self._listener = self._acceptor = None
@@ -93,7 +93,7 @@ class PostgresProxy:
                 link.thread.start()
 
     def _serve(self, link: "_Link") -> None:
-        """Carry one connection both ways until either side ends it."""
+        """Forward one connection in both directions until either side closes it."""
         with link.client, suppress(OSError), socket.create_connection(self._upstream) as server:
             link.server = server
             for end in (link.client, server):
@@ -125,21 +125,21 @@ class PostgresProxy:
                 link.client.sendall(data)
 
     def _may_pass(self, link: "_Link") -> bool:
-        """Wait while frozen; tell whether the link still stands."""
+        """Wait while frozen; return whether the link is still open."""
         with self._gate:
             self._gate.wait_for(lambda: link.ended or not self._frozen)
             return not link.ended
 
     @contextmanager
     def _ending(self, link: "_Link") -> Iterator[None]:
-        """End the link when the block does, however it does."""
+        """End the link when the block ends, also with an exception."""
         try:
             yield
         finally:
             self._end(link)
 
     def _end(self, link: "_Link") -> None:
-        """Shut both sockets down, which wakes the two threads that carry the link."""
+        """Shut down both sockets, which wakes the two threads of the link."""
         with self._gate:
             link.ended = True
             self._gate.notify_all()
@@ -161,17 +161,17 @@ class _Link:
 
 
 class _Frontend:
-    """What one client says, taken apart (PostgreSQL frontend/backend protocol 3)."""
+    """A parser of one client's messages (PostgreSQL frontend/backend protocol 3)."""
 
     def __init__(self) -> None:
         self._buffer = b""
         self._started = False
 
     def feed(self, data: bytes) -> tuple[bytes, bytes, list[str]]:
-        """Take the next bytes of a client.
+        """Take the next bytes of a client and return what its complete messages lead to.
 
-        Out come, for the messages that are complete by now: the bytes for the server, the bytes
-        to answer the client at once (a "no" to each request for encryption), and the SQL texts.
+        That is the bytes for the server, the bytes for the client (a refusal of each request for
+        encryption), and the SQL texts.
         """
         self._buffer += data
         request, refusal, statements = b"", b"", list[str]()
@@ -190,7 +190,7 @@ class _Frontend:
         return request, refusal, statements
 
     def _next_message(self) -> bytes:
-        """Take one whole message off the buffer; nothing while it is incomplete."""
+        """Remove and return one complete message from the buffer; b"" while it is incomplete."""
         head = 1 if self._started else 0  # a startup packet has no byte for its type
         if len(self._buffer) < head + 4:
             return b""

@@ -1,6 +1,6 @@
-"""What the service is compared with: plain Flask and Flask-SQLAlchemy in one file.
+"""The reference that the service is compared with: plain Flask and Flask-SQLAlchemy in one file.
 
-Served by gunicorn as `bench.reference:app`; `python -m bench.reference` makes the tables.
+gunicorn serves it as `bench.reference:app`; `python -m bench.reference` creates the tables.
 """
 
 import datetime
@@ -24,7 +24,7 @@ Answer = Response | tuple[Response, int]
 
 
 class User(db.Model):  # type: ignore[name-defined,misc]
-    """Somebody who can log in."""
+    """A user who can log in."""
 
     __tablename__ = "users"
 
@@ -40,7 +40,7 @@ class User(db.Model):  # type: ignore[name-defined,misc]
     )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what anybody may see of the user."""
+        """Return the public fields of the user."""
         return {
             "id": self.id,
             "username": self.username,
@@ -49,20 +49,20 @@ class User(db.Model):  # type: ignore[name-defined,misc]
         }
 
     def encode_auth_token(self) -> str:
-        """Return a token for this user that is good for 30 days."""
+        """Return a token for this user that is valid for 30 days."""
         now = datetime.datetime.now(datetime.UTC)
         payload = {"sub": str(self.id), "iat": now, "exp": now + datetime.timedelta(days=30)}
         return jwt.encode(payload, app.config["SECRET_KEY"], algorithm="HS256")
 
 
 def error(message: str, status: int) -> Answer:
-    """Return the answer to a request that is refused."""
+    """Return the response to a refused request."""
     return jsonify(status="error", message=message), status
 
 
 @app.get("/ping")
 def ping() -> Answer:
-    """Say that the process answers."""
+    """Confirm that the process answers."""
     return jsonify(status="success", message="pong!")
 
 
@@ -96,7 +96,7 @@ def login() -> Answer:
 
 @app.get("/auth/status")
 def status() -> Answer:
-    """Say whose token it is."""
+    """Return the user of the token."""
     header = request.headers.get("Authorization", "")
     if not header.startswith("Bearer "):
         return error("Provide a valid auth token.", 401)

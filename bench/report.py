@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: where they run, and how they say what they found."""
+"""Functions that the benchmarks share: options, statistics, and a description of the machine."""
 
 import argparse
 import math
@@ -19,10 +19,10 @@ CONFIDENCE = 0.95
 
 
 def spread(ratios: Sequence[float]) -> str:
-    """Return the median and its interval; the lowest and the highest where five or fewer say none.
+    """Return the median and its interval, or the lowest and the highest of five ratios or fewer.
 
-    In 95 of 100 such runs the interval holds the median that endless rounds would give. It goes
-    by the order of the ratios alone: nothing is assumed of how they scatter.
+    In 95 of 100 runs, the interval contains the true median. It depends only on the order of the
+    ratios and assumes no distribution.
     """
     ordered = sorted(ratios)
     left_out = max(0, _left_out(len(ordered)))
@@ -31,28 +31,28 @@ def spread(ratios: Sequence[float]) -> str:
 
 
 def _left_out(count: int) -> int:
-    """Return how many of `count` values the interval leaves out at each end; -1: there is none."""
+    """Return how many of `count` values the interval omits at each end; -1 if there is none."""
     left_out = -1
-    outside = 0.0  # the chance that the median is beyond: that of so few heads, or tails
+    outside = 0.0  # probability that the median is outside: a binomial tail with p = 1/2
     while (outside := outside + 2 * math.comb(count, left_out + 1) / 2**count) <= 1 - CONFIDENCE:
         left_out += 1
     return left_out
 
 
 def spread_in_words(count: int) -> str:
-    """Return what `spread` shows behind the median of `count` ratios."""
+    """Return the description of the interval that `spread` gives for `count` ratios."""
     if _left_out(count) < 0:
         return "the lowest and the highest"
     return f"the {CONFIDENCE:.0%} interval of the median"
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def machine(server_url: URL) -> str:
-    """Return cores and versions, in a few words."""
+    """Return a short description of cores and versions."""
     connection = psycopg2.connect(url_text(server_url.set(drivername="postgresql")))
     version = connection.info.server_version
     connection.close()
@@ -63,23 +63,23 @@ def machine(server_url: URL) -> str:
 
 
 def say(text: str) -> None:
-    """Tell the person who waits how far it is."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def add_database_url(parser: argparse.ArgumentParser) -> None:
-    """Give a command line the option that every benchmark has."""
+    """Add the option for the PostgreSQL server."""
     parser.add_argument(
         "--database-url",
         default="postgresql://postgres@127.0.0.1:5432/postgres",
-        help="a PostgreSQL server on which databases may be made and dropped",
+        help="a PostgreSQL server on which databases may be created and dropped",
     )
 
 
-def leave_when_terminated() -> None:
-    """End, on SIGTERM too, with every server stopped and every database dropped."""
-    signal.signal(signal.SIGTERM, _leave)
+def exit_on_sigterm() -> None:
+    """Exit on SIGTERM with every server stopped and every database dropped."""
+    signal.signal(signal.SIGTERM, _exit)
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> None:
+def _exit(_signal: int, _frame: FrameType | None) -> None:
     sys.exit("stopped")

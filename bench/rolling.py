@@ -1,9 +1,9 @@
-"""Show that nobody notices a restart or another key: python -m bench.rolling --help.
+"""Show that restarts and key rotation lose no request: python -m bench.rolling --help.
 
-Two servers of the service stand behind nginx on one PostgreSQL. Clients register, log in, ask who
-they are, refresh and log out without pause, while the servers are restarted one after the other,
-first as they are and then through the steps of a change of SECRET_KEY. Every answer that is not a
-success is a loss.
+Two servers run behind nginx on one PostgreSQL. Clients register, log in, get their status, refresh
+and log out without pause, while the servers are restarted one after the other, first without
+changes and then through the steps of a rotation of SECRET_KEY. Every response that is not a success
+is a loss.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from typing import Any
 
 from sqlalchemy import URL, make_url
 
-from bench.report import add_database_url, leave_when_terminated, machine, say
+from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.servers import PASSWORD, ROOT, database, new_user, url_text
 
 CLIENTS = 8
-# What docs/operations.md says of nginx: this, and nothing else that differs from its defaults.
+# The nginx configuration of docs/operations.md, and otherwise nginx's defaults.
 NGINX = """
 worker_processes 1;
 pid {folder}/nginx.pid;
@@ -63,7 +63,7 @@ http {{
 
 
 class Server:
-    """One of the two, which can be restarted with other settings."""
+    """One of the two servers, which can be restarted with other settings."""
 
     def __init__(self, port: int, settings: dict[str, str], log: Path) -> None:
         self.port = port
@@ -72,7 +72,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, **changes: str) -> None:
-        """Start it, with these settings changed from now on, and wait until it is ready."""
+        """Apply these changes of settings, start the server, and wait until it is ready."""
         self.settings |= changes
         environment = {**os.environ, "GRANIAN_PORT": str(self.port), **self.settings}
         command = [sys.executable, "manage.py", "serve"]
@@ -82,20 +82,20 @@ class Server:
         await_port(self._process, self.port)
 
     def stop(self) -> None:
-        """End it as an operator does, and wait for that."""
+        """Send SIGTERM, as an operator does, and wait until the server has exited."""
         if self._process:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(60)
             self._process = None
 
     def restart(self, **changes: str) -> None:
-        """Stop it, and start it with these settings."""
+        """Stop the server, and start it with these changes of settings."""
         self.stop()
         self.start(**changes)
 
 
 class Client(threading.Thread):
-    """A user, who does all that one can do, again and again."""
+    """A client that repeats all actions of a user."""
 
     def __init__(self, port: int, over: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -105,7 +105,7 @@ class Client(threading.Thread):
         self.losses: list[str] = []
 
     def run(self) -> None:
-        """Go on until told."""
+        """Repeat the visit until `over` is set."""
         while not self._over.is_set():
             with contextlib.suppress(_Lost):
                 self._visit()
@@ -123,7 +123,7 @@ class Client(threading.Thread):
         self._send("GET", "/auth/sessions", token=pair["auth_token"])
 
     def _send(self, method: str, path: str, body: object = None, token: str = "") -> Any:
-        """Return what an answer holds; one that is no success is written down, and ends a visit."""
+        """Return the JSON of a response; record any other than a success, and end the visit."""
         headers = {"Content-Type": "application/json"} if body else {}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -145,12 +145,12 @@ class Client(threading.Thread):
 
 
 class _Lost(Exception):
-    """An answer that was no success."""
+    """A response that was not a success."""
 
 
 @contextlib.contextmanager
 def load(port: int) -> Iterator[list[Client]]:
-    """Let the clients do their work as long as the context lasts."""
+    """Run the clients while the context lasts."""
     over = threading.Event()
     clients = [Client(port, over) for _ in range(CLIENTS)]
     for client in clients:
@@ -165,7 +165,7 @@ def load(port: int) -> Iterator[list[Client]]:
 
 @contextlib.contextmanager
 def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
-    """Run nginx before two servers, and give its port."""
+    """Run nginx in front of two servers, and yield its port."""
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     (port,) = free_ports(1)
     configuration = folder / "nginx.conf"
@@ -181,31 +181,31 @@ def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
 
 
 def await_port(process: subprocess.Popen[bytes], port: int) -> None:
-    """Return when a process listens; raises RuntimeError when it ends or takes 30 seconds."""
+    """Return when a process listens; raise RuntimeError if it exits or takes 30 seconds."""
     deadline = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
         time.sleep(0.05)
-    raise RuntimeError(f"nobody listens on {port}")
+    raise RuntimeError(f"no process listens on {port}")
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 on which nobody listens."""
+    """Return unused ports of 127.0.0.1."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [probe.getsockname()[1] for probe in probes]
 
 
 def steps(servers: list[Server], seconds: float) -> Iterator[str]:
-    """Do one thing to the servers after the other, with `seconds` between, and say what."""
+    """Run one step after the other on both servers, `seconds` apart, and yield the name of each."""
     old, new = servers[0].settings["SECRET_KEY"], secrets.token_hex(32)
     for name, changes in {
-        "restarted as they are": {},
+        "restart without changes": {},
         "the new key is accepted": {"SECRET_KEY_FALLBACKS": new},
         "the new key signs": {"SECRET_KEY": new, "SECRET_KEY_FALLBACKS": old},
-        "the old key is gone": {"SECRET_KEY_FALLBACKS": ""},
+        "the old key is removed": {"SECRET_KEY_FALLBACKS": ""},
     }.items():
         for server in servers:
             time.sleep(seconds)
@@ -215,7 +215,7 @@ def steps(servers: list[Server], seconds: float) -> Iterator[str]:
 
 
 def report(server_url: URL, seconds: float) -> tuple[str, bool]:
-    """Return the table in Markdown, and whether nothing was lost."""
+    """Return the table in Markdown, and whether every response was a success."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         settings = {
@@ -234,7 +234,7 @@ def report(server_url: URL, seconds: float) -> tuple[str, bool]:
             server.start()
         port = stack.enter_context(nginx(folder, ports))
         clients = stack.enter_context(load(port))
-        lines = ["| | answers | of these no success |", "|---|---|---|"]
+        lines = ["| | responses | not successful |", "|---|---|---|"]
         answers = losses = 0
         for step in steps(servers, seconds):
             say(step)
@@ -249,14 +249,14 @@ def report(server_url: URL, seconds: float) -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Print the table; return 1 when something was lost."""
+    """Print the table; return 1 if a response was lost."""
     parser = argparse.ArgumentParser(prog="python -m bench.rolling", description=__doc__)
     add_database_url(parser)
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="before, between and after the restarts"
     )
     options = parser.parse_args()
-    leave_when_terminated()
+    exit_on_sigterm()
     table, good = report(make_url(options.database_url), options.seconds)
     print(table)
     return 0 if good else 1

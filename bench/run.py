@@ -1,8 +1,8 @@
 """Measure the service beside the plain reference application: python -m bench.run --help.
 
-Or, with --against, beside the service as another checkout has it. Both stand on the same
-PostgreSQL server, each with a database of its own, and take turns under the same load; what
-counts is the median of the ratios of the turns.
+With --against, measure it beside the service in another checkout. Both use the same PostgreSQL
+server, each with its own database, and take turns under the same load. The result is the median of
+the ratios of the turns.
 """
 
 import argparse
@@ -21,10 +21,11 @@ import bcrypt
 from sqlalchemy import URL, make_url
 
 from bench.load import Outcome, closed, paced
+from bench.pgproxy import PostgresProxy
 from bench.report import (
     add_database_url,
     cores,
-    leave_when_terminated,
+    exit_on_sigterm,
     machine,
     say,
     spread,
@@ -45,19 +46,18 @@ from bench.servers import (
     serving,
 )
 from project.config import BaseConfig
-from project.tests.pgproxy import PostgresProxy
 
 CONNECTIONS = 16
-LOGGING_IN_AT_ONCE = 8  # as many as find a place at the gate, however they are spread
+LOGGING_IN_AT_ONCE = 8  # clients that always find a hash slot, however they are spread
 LOW_COST, HIGH_COST = 4, 12
-REGISTRATIONS_PER_SECOND = 2_000  # more than can be
+REGISTRATIONS_PER_SECOND = 2_000  # more than either program reaches
 STATUS_PER_SECOND, STATUS_CONNECTIONS = 50, 4
 WARM_REQUESTS, COUNTED_REQUESTS = 5, 4
 
 
 @dataclass(frozen=True)
 class Load:
-    """One line of the table: what is asked, at which bcrypt cost."""
+    """One line of the table: the requests, and the bcrypt cost."""
 
     name: str
     cost: int
@@ -66,9 +66,9 @@ class Load:
     storm: int = 0  # clients that log in without pause while `requests` come at a steady rate
 
     def run(self, server: Server, seconds: float, pool: ProcessPoolExecutor) -> "Turn":
-        """Put the load on `server` for `seconds`, from processes of their own."""
+        """Load `server` for `seconds` from separate processes."""
         if self.cost == HIGH_COST:
-            seconds *= 2  # a few answers a second make a coarse rate
+            seconds *= 2  # with few responses a second, the rate needs more time
         requests = self.requests(server, seconds)
         if not self.storm:
             once = self.name == "register"
@@ -86,7 +86,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one contender did in one round of a load."""
+    """The result of one contender in one round of a load."""
 
     outcome: Outcome
     memory: float  # MiB
@@ -113,9 +113,9 @@ LOADS = [
 def count_statements(
     contender: Contender, database_url: URL, loads: Sequence[Load]
 ) -> dict[str, list[list[str]]]:
-    """Return the SQL that each of some warm requests sent, by the name of the load.
+    """Return the SQL statements of each of some warm requests, by the name of the load.
 
-    Warm: sent to a server of one process whose connections to the database stand.
+    A warm request meets a server of one process with open connections to the database.
     """
     counted: dict[str, list[list[str]]] = {}
     upstream = database_url.host or "127.0.0.1", database_url.port or 5432
@@ -135,13 +135,13 @@ def count_statements(
             for request in requests[WARM_REQUESTS : WARM_REQUESTS + COUNTED_REQUESTS]:
                 proxy.clear()
                 closed(server.port, [request], 1, 10, settle=0, once=True)
-                time.sleep(0.05)  # what the server does after its answer
+                time.sleep(0.05)  # for statements that follow the response
                 counted[load.name].append(proxy.statements)
     return counted
 
 
 def bcrypt_limit(cost: int, seconds: float) -> float:
-    """Return the hashes a second that this machine checks with a thread on every core."""
+    """Return how many hashes a second this machine checks with one thread on each core."""
     hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(cost))
     durations: list[float] = []
 
@@ -161,11 +161,11 @@ def bcrypt_limit(cost: int, seconds: float) -> float:
 
 @dataclass
 class Row:
-    """All that is known of one load: the turns of both contenders, round by round."""
+    """The results of one load: the turns of both contenders, round by round."""
 
     load: Load
-    turns: dict[str, list[Turn]]  # first those of the service, then those of the other
-    limits: list[float]  # bcrypt_limit beside each round, for the logins at the high cost
+    turns: dict[str, list[Turn]]  # by contender, the service first
+    limits: list[float]  # bcrypt_limit after each round, for the logins at the high cost
     statements: dict[str, list[list[str]]]
 
     def median(self, name: str, value: Callable[[Turn], float]) -> float:
@@ -173,7 +173,7 @@ class Row:
         return statistics.median(value(turn) for turn in self.turns[name])
 
     def ratio(self, value: Callable[[Turn], float]) -> str:
-        """Return the median of service through other, round by round, and its spread."""
+        """Return the median of the rounds' ratios of service to other, and its spread."""
         return spread(
             [
                 value(ours) / value(theirs) if value(theirs) else float("inf")
@@ -192,7 +192,7 @@ class Row:
         )
 
     def others(self) -> str:
-        """Return what else came back, in all turns together; empty when nothing did."""
+        """Return the unsuccessful responses of all turns; empty if there were none."""
         found = []
         for name, turns in self.turns.items():
             outcomes = [turn.outcome for turn in turns]
@@ -205,13 +205,13 @@ class Row:
 
 
 def contend(options: argparse.Namespace) -> list[Contender]:
-    """Return the service and what it is compared with."""
+    """Return the service and the program that it is compared with."""
     size = options.workers, options.threads
     return [service(*size), before(options.against, *size) if options.against else reference()]
 
 
 def measure(contenders: list[Contender], options: argparse.Namespace) -> list[Row]:
-    """Return what each load that was asked for gave."""
+    """Return the results of the chosen loads."""
     chosen = [load for load in LOADS if load.name in options.only]
     rows = [Row(load, {c.name: [] for c in contenders}, [], {}) for load in chosen]
     with ExitStack() as stack:
@@ -245,7 +245,7 @@ def measure(contenders: list[Contender], options: argparse.Namespace) -> list[Ro
 def take_turns(
     row: Row, servers: list[Server], options: argparse.Namespace, pool: ProcessPoolExecutor
 ) -> None:
-    """Put one load on each server in turn, round by round; who was last goes first."""
+    """Load each server in turn, round by round; the order is reversed in each round."""
     for number in range(options.rounds):
         for server in reversed(servers) if number % 2 else servers:
             turn = row.load.run(server, options.seconds, pool)
@@ -290,7 +290,8 @@ def report(rows: list[Row], contenders: list[Contender], options: argparse.Names
             limit = statistics.median(row.limits)
             shares = (row.median(name, _per_second) / limit for name in row.turns)
             notes.append(
-                f"- {row.load.name}: bcrypt alone does {limit:.2f} a second on these cores;"
+                f"- {row.load.name}: bcrypt alone does {limit:.2f} hashes a second"
+                f" at cost {HIGH_COST} on these cores;"
                 f" {names} reach {' / '.join(f'{share:.0%}' for share in shares)}"
             )
     return "\n".join([*lines, "", *notes, ""])
@@ -335,7 +336,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     fields = BaseConfig.model_fields
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one turn")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each under each load")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="turns of each program under each load"
+    )
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument(
         "--against",
@@ -348,24 +351,27 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--workers", type=int, default=fields["GRANIAN_WORKERS"].default, help="processes"
     )
     parser.add_argument(
-        "--threads", type=int, default=fields["GRANIAN_BLOCKING_THREADS"].default, help="in each"
+        "--threads",
+        type=int,
+        default=fields["GRANIAN_BLOCKING_THREADS"].default,
+        help="threads in each process",
     )
-    parser.add_argument("--output", type=Path, help="where to write the tables, in Markdown")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the SQL texts")
+    parser.add_argument("--output", type=Path, help="the file for the tables, in Markdown")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print the SQL statements")
     return parser.parse_args(arguments)
 
 
 def _checkout(text: str) -> Path:
     root = Path(text).resolve()
     if not (root / "manage.py").is_file():
-        raise argparse.ArgumentTypeError(f"{root} is no checkout of the service")
+        raise argparse.ArgumentTypeError(f"{root} is not a checkout of the service")
     return root
 
 
 def main() -> None:
     """Measure and print."""
     options = parse()
-    leave_when_terminated()
+    exit_on_sigterm()
     contenders = contend(options)
     rows = measure(contenders, options)
     text = report(rows, contenders, options)

@@ -1,4 +1,4 @@
-"""The contenders: how each is started on a database of its own, filled with users, and stopped."""
+"""The contenders: how to start each on its own database, fill it with users, and stop it."""
 
 import json
 import os
@@ -22,28 +22,28 @@ from sqlalchemy import URL
 from bench.load import closed
 
 ROOT = Path(__file__).resolve().parent.parent
-USERS = 1_000  # registered before the measurements, at the lowest cost
-LOGGING_IN = 16  # users who log in and ask for their status
+USERS = 1_000  # registered before the measurements at the low cost
+LOGGING_IN = 16  # users who log in and get their status
 PASSWORD = "correct horse battery staple"
 JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A program under test; `environment` gives its variables from port and processes."""
+    """A program under test; `environment` returns its variables for a port and process count."""
 
     name: str
     description: str
     serve: list[str]
     environment: Callable[[int, int], dict[str, str]]
     workers: int
-    prepare: list[str] = field(default_factory=list)  # makes the tables, where `serve` does not
-    root: Path = ROOT  # the folder in which it is started
+    prepare: list[str] = field(default_factory=list)  # creates the tables if `serve` does not
+    root: Path = ROOT  # the working directory
 
 
 @dataclass
 class Server:
-    """A contender that runs, and the requests that its users can make."""
+    """A running contender, and the requests of its users."""
 
     contender: Contender
     port: int
@@ -52,7 +52,7 @@ class Server:
     statuses: list[bytes] = field(default_factory=list)
 
     def memory(self) -> float:
-        """Return the MiB that its processes hold, shared pages divided among the sharers."""
+        """Return the proportional set size of its processes in MiB."""
         kibibytes = 0
         for pid in _session(self.pid):
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -61,7 +61,7 @@ class Server:
 
 
 def service(workers: int, threads: int) -> Contender:
-    """Return the service as production runs it."""
+    """Return the service with production settings."""
     return Contender(
         name="service",
         description=f"Granian, {workers} processes of {threads} threads",
@@ -69,7 +69,7 @@ def service(workers: int, threads: int) -> Contender:
         environment=lambda port, workers: {
             "APP_SETTINGS": "project.config.ProductionConfig",
             "USERS_API_OPEN": "true",
-            # All load comes from one address. What is counted is counted as ever.
+            # All load comes from one address. Attempts are still counted.
             "REGISTRATIONS_PER_ADDRESS": "1000000",
             "GRANIAN_HOST": "127.0.0.1",
             "GRANIAN_PORT": str(port),
@@ -82,14 +82,14 @@ def service(workers: int, threads: int) -> Contender:
 
 
 def before(root: Path, workers: int, threads: int) -> Contender:
-    """Return the service as it stands in another checkout, started in the same way."""
+    """Return the service in another checkout, started in the same way."""
     return replace(
         service(workers, threads), name="before", description="another checkout", root=root
     )
 
 
 def reference() -> Contender:
-    """Return the plain application, served the ordinary way: 2 processes of 4 threads."""
+    """Return the plain application, served by gunicorn with 2 processes of 4 threads."""
     return Contender(
         name="reference",
         description="gunicorn gthread, 2 processes of 4 threads",
@@ -108,7 +108,7 @@ def reference() -> Contender:
 def http(
     method: str, path: str, body: object = None, token: str = "", host: str = "127.0.0.1"
 ) -> bytes:
-    """Return an HTTP/1.1 request, `body` sent as JSON, `token` as the bearer."""
+    """Return an HTTP/1.1 request with `body` as JSON and `token` as the bearer token."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}"]
     if token:
         lines.append(f"Authorization: Bearer {token}")
@@ -121,19 +121,19 @@ def http(
 
 
 def registrations(count: int) -> list[bytes]:
-    """Return requests that register `count` users whom nobody has registered before."""
+    """Return requests that register `count` new users."""
     return [http("POST", "/auth/register", new_user()) for _ in range(count)]
 
 
 def new_user() -> dict[str, str]:
-    """Return what somebody new sends to register."""
+    """Return the body of a registration with a random name."""
     name = f"user-{secrets.token_hex(8)}"
     return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
 
 
 @contextmanager
 def database(server_url: URL) -> Iterator[URL]:
-    """Make a database on the server, and drop it at the end."""
+    """Create a database on the server, and drop it at the end."""
     name = f"bench_{secrets.token_hex(6)}"
     _administer(server_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
@@ -153,7 +153,7 @@ def _administer(server_url: URL, statement: sql.Composable) -> None:
 
 
 def url_text(url: URL) -> str:
-    """Return the URL with its password, as drivers take it."""
+    """Return the URL with its password, as drivers expect it."""
     return url.render_as_string(hide_password=False)
 
 
@@ -161,7 +161,7 @@ def url_text(url: URL) -> str:
 def serving(
     contender: Contender, database_url: URL, cost: int, workers: int | None = None
 ) -> Iterator[Server]:
-    """Start a contender on a database that it brings up to date first; stop it at the end."""
+    """Start a contender on a database that it migrates first; stop it at the end."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     environment = {
@@ -185,7 +185,7 @@ def serving(
 
         try:
             if contender.prepare and start(contender.prepare).wait(60):
-                raise RuntimeError(f"{contender.name}: the tables were not made")
+                raise RuntimeError(f"{contender.name}: the tables were not created")
             process = start(contender.serve)
             stack.callback(_stop, process)
             _await_ping(process, port)
@@ -197,7 +197,7 @@ def serving(
 
 
 def _await_ping(process: subprocess.Popen[bytes], port: int) -> None:
-    """Return when the server answers; raises RuntimeError when it ends or takes 30 seconds."""
+    """Return when the server answers; raise RuntimeError if it exits or takes 30 seconds."""
     deadline = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -210,7 +210,7 @@ def _await_ping(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server and every process of its session: asked first, forced after 10 seconds."""
+    """Stop a server and every process of its session: SIGTERM, and SIGKILL after 10 seconds."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(10)
@@ -220,12 +220,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _session(leader: int) -> list[int]:
-    """Return the ids of the processes whose session `leader` began."""
+    """Return the IDs of the processes in the session that `leader` leads."""
     pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
+        except OSError:  # the process has just exited
             continue
         if int(fields[3]) == leader and fields[0] != "Z":
             pids.append(int(stat.parent.name))
@@ -233,7 +233,7 @@ def _session(leader: int) -> list[int]:
 
 
 def populate(server: Server) -> None:
-    """Register the users who log in and ask for their status."""
+    """Register the users who log in and get their status."""
     for _ in range(LOGGING_IN):
         user = new_user()
         token = _post(server.port, "/auth/register", user)["auth_token"]
@@ -244,7 +244,7 @@ def populate(server: Server) -> None:
 
 def _post(port: int, path: str, body: object) -> dict[str, str]:
     request = Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), JSON)
-    with urlopen(request, timeout=30) as answer:  # noqa: S310  # it is http
+    with urlopen(request, timeout=30) as answer:  # noqa: S310  # an http URL
         parsed: dict[str, str] = json.load(answer)
     return parsed
 

@@ -1,12 +1,12 @@
-"""Show that the time of a refused login does not tell who exists: python -m bench.timing --help.
+"""Show that login times do not reveal whether a user exists: python -m bench.timing --help.
 
-One client tries to log in, again and again: to accounts of each kind, and to none. Each kind's
-median is compared with that of the emails that nobody has, and the exit code is 1 unless every one
-of them is shown to be the same within MARGIN.
+One client sends logins that are refused, for accounts of each kind and for unknown emails. The
+median of each kind is compared with that of unknown emails. The exit code is 1 unless every kind is
+shown to be equal within MARGIN.
 
-Shown, not merely unrefuted: a difference that was not found may be there. Here the whole interval
-in which the difference lies with CONFIDENCE has to be inside the margin (two one-sided tests, which
-is the way to test equivalence), so few or noisy samples show nothing.
+The test is one of equivalence (two one-sided tests): the whole interval of the difference, with
+CONFIDENCE, must lie within the margin. A difference that was not found could still exist, so few or
+noisy samples show nothing.
 """
 
 import argparse
@@ -27,20 +27,20 @@ import bcrypt
 import psycopg2
 from sqlalchemy import URL, make_url
 
-from bench.report import add_database_url, leave_when_terminated, machine, say
+from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.servers import JSON, PASSWORD, ROOT, database, service, serving, url_text
-from project import passwords
 from project.config import BaseConfig
 from project.errors import InvalidCredentials
+from project.lib import hashing
 
 MARGIN = 5.0  # ms
 CONFIDENCE = 0.99
 RESAMPLES = 10_000
-WARM = 2  # rounds that do not count
+WARM = 2  # rounds that are not counted
 COST = 12
-LOWEST_COST = 4  # that bcrypt knows
+LOWEST_COST = 4  # of bcrypt
 WRONG = "wrong horse battery staple!!"  # as long as PASSWORD
-# As long as a body may be; plain, as normalizing has its price by the text alone.
+# Nearly as long as a body may be; ASCII, because the cost of normalizing depends only on the text.
 OVERLONG = "x" * 60_000
 
 USER = """
@@ -51,27 +51,27 @@ VALUES (%(name)s, %(name)s, %(email)s, %(password)s, %(active)s, now())
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of login that is refused."""
+    """A kind of refused login."""
 
     name: str
     password: str = WRONG
-    cost: int | None = None  # of the account's hash; None: there is no account
+    cost: int | None = None  # of the account's hash; None without an account
     active: bool = True
-    mark: str = ""  # of the kind of the hash
+    mark: str = ""  # the prefix of the stored hash
 
     @property
     def email(self) -> str:
-        """The account's email; where there is no account, each time another."""
+        """The account's email; without an account, a new one each time."""
         return f"{secrets.token_hex(8) if self.cost is None else self.username}@example.com"
 
     @property
     def username(self) -> str:
-        """The account's name."""
+        """The account's username."""
         return self.name.replace(" ", "-")
 
 
 def cases(cost: int) -> list[Case]:
-    """Return what is compared, and first what it is compared with."""
+    """Return the cases; the first is the one that the others are compared with."""
     return [
         Case("unknown email"),
         Case("unknown email, over-long password", OVERLONG),
@@ -80,12 +80,12 @@ def cases(cost: int) -> list[Case]:
         Case("deactivated user", cost=cost, active=False),
         Case(f"old hash of cost {cost - 1}", cost=cost - 1),
         Case(f"old hash of cost {LOWEST_COST}", cost=LOWEST_COST),
-        Case("imported hash", cost=cost, mark=passwords.FOREIGN),
+        Case("imported hash", cost=cost, mark=hashing.FOREIGN),
     ]
 
 
 def add_accounts(database_url: URL, kinds: Sequence[Case]) -> None:
-    """Add the account of each case that has one; its password is PASSWORD."""
+    """Add an account with the password PASSWORD for each case that has one."""
     plain = url_text(database_url.set(drivername="postgresql"))
     with closing(psycopg2.connect(plain)) as connection, connection, connection.cursor() as cursor:
         for case in kinds:
@@ -96,7 +96,7 @@ def add_accounts(database_url: URL, kinds: Sequence[Case]) -> None:
 
 
 def attempt(connection: http.client.HTTPConnection, case: Case) -> float:
-    """Return the milliseconds that a refusal takes; raises RuntimeError for any other answer."""
+    """Return the milliseconds of a refusal; raise RuntimeError for any other response."""
     body = json.dumps({"email": case.email, "password": case.password}).encode()
     start = time.perf_counter()
     connection.request("POST", "/auth/login", body, JSON)
@@ -109,10 +109,10 @@ def attempt(connection: http.client.HTTPConnection, case: Case) -> float:
 
 
 def measure(port: int, kinds: Sequence[Case], samples: int) -> list[list[float]]:
-    """Return the milliseconds of each case: so many rounds in which each has one turn.
+    """Return the milliseconds of each case in `samples` rounds with one attempt of each.
 
-    The order is another in each round, so that none always follows the same one. All go over one
-    connection, and so to one process: nothing but the case differs.
+    The order is random in each round, so that no case always follows the same one. All attempts use
+    one connection and therefore one process, so only the case differs.
     """
     shuffled = list(enumerate(kinds))
     times: list[list[float]] = [[] for _ in kinds]
@@ -129,12 +129,12 @@ def measure(port: int, kinds: Sequence[Case], samples: int) -> list[list[float]]
 
 
 def interval(times: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """Return the interval that holds the difference of the medians with CONFIDENCE.
+    """Return the interval that contains the difference of the medians with CONFIDENCE.
 
-    Percentiles of the bootstrap (Efron and Tibshirani, 1993, 13.3). What is drawn is rounds, both
-    values of each, as they share whatever else the machine did just then.
+    Percentiles of the bootstrap (Efron and Tibshirani, 1993, 13.3). It draws rounds, with both
+    values of each, because they share the load of the machine at that time.
     """
-    chance = random.Random(0)  # noqa: S311  # the same samples have the same interval
+    chance = random.Random(0)  # noqa: S311  # reproducible on purpose
     differences = []
     for _ in range(RESAMPLES):
         drawn = chance.choices(range(len(times)), k=len(times))
@@ -146,7 +146,7 @@ def interval(times: Sequence[float], others: Sequence[float]) -> tuple[float, fl
 
 @dataclass(frozen=True)
 class Finding:
-    """What the samples of a case say, in ms."""
+    """The result of a case, in ms."""
 
     case: Case
     median: float
@@ -164,12 +164,12 @@ class Finding:
         spread = f"{self.difference:+.2f} | {self.low:+.2f} to {self.high:+.2f}"
         return (
             f"| {self.case.name} | {self.median:.1f} | {spread}"
-            f" | {'same' if self.same else '**not shown to be**'} |"
+            f" | {'same' if self.same else '**not shown**'} |"
         )
 
 
 def compare(kinds: Sequence[Case], times: Sequence[Sequence[float]]) -> Iterator[Finding]:
-    """Yield what is found of each case but the first, with which they are compared."""
+    """Yield the result of each case but the first, which they are compared with."""
     unknown = statistics.median(times[0])
     for case, taken in zip(kinds[1:], times[1:], strict=True):
         median = statistics.median(taken)
@@ -177,12 +177,12 @@ def compare(kinds: Sequence[Case], times: Sequence[Sequence[float]]) -> Iterator
 
 
 def report(where: str, cost: int, unknown: Sequence[float], findings: Sequence[Finding]) -> str:
-    """Return what was found in Markdown; `unknown` are the times of the unknown emails."""
+    """Return the results in Markdown; `unknown` are the times of the unknown emails."""
     heading = (
         f"{where}; bcrypt cost {cost}, {len(unknown)} samples of each kind. An unknown email:"
         f" {statistics.median(unknown):.1f} ms."
     )
-    columns = f"refused login | median ms | difference ms | its {CONFIDENCE:.0%} interval"
+    columns = f"refused login | median ms | difference ms | {CONFIDENCE:.0%} interval"
     table = [f"| {columns} | ±{MARGIN:g} ms |", "|---|---|---|---|---|", *map(str, findings)]
     return "\n".join([heading, "", *table, ""])
 
@@ -190,21 +190,23 @@ def report(where: str, cost: int, unknown: Sequence[float], findings: Sequence[F
 def parse() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.timing", description=__doc__)
-    parser.add_argument("--samples", type=int, default=250, help="of each case")
-    parser.add_argument("--cost", type=int, default=COST, help="bcrypt's; noise grows with it")
+    parser.add_argument("--samples", type=int, default=250, help="samples of each case")
     parser.add_argument(
-        "--checkout", type=Path, default=ROOT, help="measure the service as it stands there"
+        "--cost", type=int, default=COST, help="the bcrypt cost; noise grows with it"
+    )
+    parser.add_argument(
+        "--checkout", type=Path, default=ROOT, help="measure the service in this checkout"
     )
     add_database_url(parser)
-    parser.add_argument("--output", type=Path, help="where to write the table, in Markdown")
+    parser.add_argument("--output", type=Path, help="the file for the table, in Markdown")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and print; the exit code is 1 unless all is shown to be the same."""
+    """Measure and print; exit with 1 unless every case is shown to be equal."""
     options = parse()
-    leave_when_terminated()
-    # The same accounts are tried again and again: everything is counted, and no limit reached.
+    exit_on_sigterm()
+    # The same accounts are tried repeatedly: attempts are counted, and no limit is reached.
     limits = {"LOGIN_FAILURES_PER_ACCOUNT": "10000", "LOGIN_FAILURES_PER_ADDRESS": "1000000"}
     os.environ.update(limits)
     server_url = make_url(options.database_url)

@@ -1,20 +1,21 @@
-"""Run the migrations on the application's own database, all of them in one transaction."""
+"""Run the migrations on the database of the application, all in one transaction."""
 
 from alembic import context
 from flask import current_app
 from sqlalchemy import text
 
-from project.api import models  # noqa: F401  # fills the metadata
+from project import models  # noqa: F401  # registers the tables in the metadata
 from project.extensions import db
 
-# Migrations that start together take turns: any number will do, as long as it is always this one.
+# An arbitrary number, which identifies the lock that concurrent migrations wait for.
 ADVISORY_LOCK = 7_201_712
-# Whoever waits for a lock on a table stops everybody behind it: rather give up, and be run again.
+# A statement that waits for a table lock blocks all later statements on that table. A migration
+# gives up after this time, and can be run again.
 LOCK_TIMEOUT = "2s"
 
 
 def run_offline() -> None:
-    """Print the statements instead of running them."""
+    """Print the SQL statements instead of executing them."""
     context.configure(
         dialect_name=db.engine.dialect.name, target_metadata=db.metadata, literal_binds=True
     )
@@ -23,15 +24,16 @@ def run_offline() -> None:
 
 
 def run_online() -> None:
-    """Run the migrations; a failure leaves the schema as it was.
+    """Run the migrations; after a failure the schema is unchanged.
 
-    On SQLite the transaction takes the write lock when it begins (project/database.py), on
-    PostgreSQL an advisory lock: of two processes the second finds the work done.
+    Concurrent processes take turns, and the second finds the migrations done. On SQLite each waits
+    for the write lock, which a transaction takes at its begin (project/lib/database.py), on
+    PostgreSQL for an advisory lock.
     """
     with db.engine.connect() as connection:
         postgresql = connection.dialect.name == "postgresql"
         if postgresql:
-            # A migration may take its time.
+            # A migration can take longer than a request.
             connection.connection.dbapi_connection.answer_timeout = None
         try:
             with connection.begin():

@@ -1,11 +1,11 @@
-"""The only clock of the service, so that a test can move it."""
+"""The only clock of the service, which a test can replace."""
 
 from datetime import UTC, datetime
 
 
 def utcnow() -> datetime:
-    """Return the present moment as an aware datetime in UTC.
+    """Return the current time as an aware datetime in UTC.
 
-    Call it through the module (``clock.utcnow()``): a test moves time by replacing this one name.
+    Call it through the module (``clock.utcnow()``), so that a test can replace it.
     """
     return datetime.now(UTC)

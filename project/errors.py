@@ -1,6 +1,6 @@
-"""What can go wrong, each with the stable code that programs read: the one catalogue of both.
+"""The catalogue of errors, each with a stable code for programs and a message for people.
 
-Nothing here knows of HTTP requests; `status` is the HTTP status (RFC 9110) the answer will have.
+The exceptions know nothing of HTTP requests; `status` is the HTTP status (RFC 9110) of the answer.
 """
 
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from typing import ClassVar
 
 
 class ConfigurationError(SystemExit):
-    """A setting is missing or wrong; the text names the variable.
+    """A setting is missing or invalid; the text names the variable.
 
-    It is a SystemExit so that wherever it ends the start (the command line, a worker process)
-    one line on stderr and exit code 1 are all that is seen of it.
+    It is a SystemExit: the command line and a worker process print one line on stderr and exit
+    with code 1.
     """
 
     def __init__(self, text: str, *, complaints: Sequence[str] = ()) -> None:
-        """Carry the line, and what it complains of one by one where that is more than one thing."""
+        """Carry the line to print, and the problems in it one by one."""
         super().__init__(text)
         self.complaints = complaints or (text.removeprefix("Configuration error: "),)
 
 
 class ServiceError(Exception):
-    """Base of every refusal that a client is told about."""
+    """Base class of every error that a client is told about."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -30,9 +30,9 @@ class ServiceError(Exception):
     def __init__(
         self, *, errors: dict[str, str] | None = None, retry_after: int | None = None
     ) -> None:
-        """Carry what the answer adds to the message.
+        """Carry the details of the answer.
 
-        `errors` says per field what is wrong with it, never with the value of a secret;
+        `errors` describes the problem with each field and never contains the value of a secret;
         `retry_after` is in whole seconds.
         """
         super().__init__(self.message)
@@ -41,14 +41,14 @@ class ServiceError(Exception):
 
 
 class InternalError(ServiceError):
-    """Raised for nothing: it stands for every exception that nobody foresaw."""
+    """An unexpected error occurred."""
 
 
-# What the client sent
+# Requests
 
 
 class BadRequest(ServiceError):
-    """The request could not be read as HTTP, or was refused by the framework in another way."""
+    """The request is not valid HTTP, or the framework refused it for another reason."""
 
     status = 400
     code = "bad_request"
@@ -56,7 +56,7 @@ class BadRequest(ServiceError):
 
 
 class InvalidPayload(ServiceError):
-    """The body or the query is not what the route takes; `errors` says where."""
+    """The body or the query is not valid; `errors` names the fields."""
 
     status = 400
     code = "invalid_payload"
@@ -72,7 +72,7 @@ class NotFound(ServiceError):
 
 
 class MethodNotAllowed(ServiceError):
-    """The path exists, for other methods."""
+    """The path does not support this method."""
 
     status = 405
     code = "method_not_allowed"
@@ -80,7 +80,7 @@ class MethodNotAllowed(ServiceError):
 
 
 class HttpsRequired(ServiceError):
-    """The request came in the clear, and what it carried may have been read on the way."""
+    """The request was not sent over HTTPS, so its content may have been read on the way."""
 
     status = 403
     code = "https_required"
@@ -88,7 +88,7 @@ class HttpsRequired(ServiceError):
 
 
 class PayloadTooLarge(ServiceError):
-    """The body is larger than the service reads."""
+    """The body is larger than the service accepts."""
 
     status = 413
     code = "payload_too_large"
@@ -99,7 +99,7 @@ class PayloadTooLarge(ServiceError):
 
 
 class UserExists(ServiceError):
-    """Somebody registers with an email or a username that is taken."""
+    """The client registers with an email or username that is taken."""
 
     status = 400
     code = "user_exists"
@@ -107,15 +107,23 @@ class UserExists(ServiceError):
 
 
 class EmailExists(ServiceError):
-    """A user is added with an email that is taken."""
+    """A user is added or changed with an email that is taken."""
 
     status = 400
     code = "email_exists"
     message = "Sorry. That email already exists."
 
 
+class UsernameExists(ServiceError):
+    """The client adds a user with a username that is taken."""
+
+    status = 400
+    code = "username_exists"
+    message = "Invalid payload."
+
+
 class UserNotFound(ServiceError):
-    """No user has this id."""
+    """No user has this ID."""
 
     status = 404
     code = "user_not_found"
@@ -123,7 +131,7 @@ class UserNotFound(ServiceError):
 
 
 class InvalidCredentials(ServiceError):
-    """Login with an unknown email or a wrong password; the two are not told apart."""
+    """The client logs in with an unknown email or a wrong password; the answers are the same."""
 
     status = 404
     code = "invalid_credentials"
@@ -131,7 +139,7 @@ class InvalidCredentials(ServiceError):
 
 
 class AccountInactive(ServiceError):
-    """The credentials are genuine, but the user is deactivated."""
+    """The credentials are correct, but the user is deactivated."""
 
     status = 401
     code = "account_inactive"
@@ -139,7 +147,7 @@ class AccountInactive(ServiceError):
 
 
 class WrongPassword(ServiceError):
-    """Somebody who is logged in gives a wrong password for their current one."""
+    """The current password in the request is wrong."""
 
     status = 400
     code = "wrong_password"
@@ -147,18 +155,34 @@ class WrongPassword(ServiceError):
 
 
 class LastAdmin(ServiceError):
-    """Somebody would delete, deactivate or demote the only active admin there is."""
+    """The request would delete, deactivate or demote the only active admin."""
 
     status = 400
     code = "last_admin"
     message = "There has to be another active admin first."
 
 
-# Who is calling
+class OwnAccount(ServiceError):
+    """An admin deletes their own account by its ID, which takes no password."""
+
+    status = 400
+    code = "own_account"
+    message = "Please delete your own account with DELETE /auth/account."
+
+
+class PreconditionFailed(ServiceError):
+    """The user has changed since the client read it (RFC 9110, 13.1.1)."""
+
+    status = 412
+    code = "precondition_failed"
+    message = "The user has changed in the meantime."
+
+
+# Authentication and authorization
 
 
 class TokenMissing(ServiceError):
-    """The route wants a token and there is no Authorization header."""
+    """The route requires a token, and the request has no Authorization header."""
 
     status = 401
     code = "token_missing"
@@ -166,13 +190,13 @@ class TokenMissing(ServiceError):
 
 
 class LogoutTokenMissing(TokenMissing):
-    """The same at logout, which has always said 403."""
+    """The logout request has no Authorization header; logout has always answered 403."""
 
     status = 403
 
 
 class TokenInvalid(ServiceError):
-    """The Authorization header is no Bearer token, or the token is not a genuine one of ours."""
+    """The Authorization header has no Bearer token, or the token was not issued by this service."""
 
     status = 401
     code = "token_invalid"
@@ -180,22 +204,22 @@ class TokenInvalid(ServiceError):
 
 
 class SessionEnded(TokenInvalid):
-    """The token is genuine, and its session has been ended: logged out, or the password changed."""
+    """The token is valid, but its session was ended or has expired."""
 
     code = "session_ended"
 
 
 class RefreshReused(TokenInvalid):
-    """A refresh token came back long after its successor was given out; its session is ended now.
+    """A refresh token was used again long after it was replaced; its session has been ended.
 
-    Two hold it, and one of them is a thief (RFC 9700, 4.14.2).
+    Two clients hold the token, and one of them is an attacker (RFC 9700, 4.14.2).
     """
 
     code = "refresh_reused"
 
 
 class TokenExpired(ServiceError):
-    """The token is genuine and its time is over."""
+    """The token has expired."""
 
     status = 401
     code = "token_expired"
@@ -203,11 +227,11 @@ class TokenExpired(ServiceError):
 
 
 class TokenOfInactive(AccountInactive):
-    """The token is genuine, and its user is deactivated or gone."""
+    """The token is valid, but its user is deactivated or deleted."""
 
 
 class SessionNotFound(ServiceError):
-    """The caller has no live session with this id."""
+    """The caller has no active session with this ID."""
 
     status = 404
     code = "session_not_found"
@@ -215,7 +239,7 @@ class SessionNotFound(ServiceError):
 
 
 class PermissionDenied(ServiceError):
-    """The caller is known and may not do this."""
+    """The caller is authenticated but does not have permission."""
 
     status = 403
     code = "permission_denied"
@@ -223,7 +247,7 @@ class PermissionDenied(ServiceError):
 
 
 class TooManyAttempts(ServiceError):
-    """Something was tried too often: by this address, or on this account by whomever."""
+    """Too many attempts were made from this address, or on this account from any address."""
 
     status = 429
     code = "too_many_attempts"
@@ -234,7 +258,7 @@ class TooManyAttempts(ServiceError):
 
 
 class Busy(ServiceError):
-    """Too many hash passwords, or read a body, at once."""
+    """Too many requests are hashing passwords or sending bodies at once."""
 
     status = 503
     code = "busy"
@@ -242,7 +266,7 @@ class Busy(ServiceError):
 
 
 class DatabaseNotMigrated(ServiceError):
-    """The database answers, but its schema is not the one that this code works with."""
+    """The database answers, but this code cannot work with its schema."""
 
     status = 503
     code = "database_not_migrated"
@@ -250,7 +274,7 @@ class DatabaseNotMigrated(ServiceError):
 
 
 class DatabaseUnavailable(ServiceError):
-    """The database is away, full, or takes no writes."""
+    """The database is unreachable, full or read-only."""
 
     status = 503
     code = "database_unavailable"

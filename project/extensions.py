@@ -1,4 +1,4 @@
-"""The Flask extensions, one unbound instance each; `create_app` binds them."""
+"""The Flask extensions, one unbound instance of each; `create_app` binds them."""
 
 from pathlib import Path
 
@@ -8,8 +8,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
-# Constraints get names that are the same on every database: migrations and error handling
-# find them by these.
+# Constraints have the same names on every database: migrations and error handling use the names.
 NAMING_CONVENTION = {
     "pk": "%(table_name)s_pkey",
     "uq": "%(table_name)s_%(column_0_N_name)s_key",
@@ -21,12 +20,12 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
 class Base(DeclarativeBase):
-    """Base of the tables."""
+    """The base class of the tables."""
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 
-# A row keeps its values after the commit: nothing is read back to build the answer.
+# Rows keep their values after a commit: building a response reads nothing again.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
 bcrypt = Bcrypt()
 migrate = Migrate(db=db, directory=str(MIGRATIONS))

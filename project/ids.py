@@ -1,6 +1,6 @@
-"""The ids of rows as they appear in paths and tokens.
+"""The IDs of rows, as they appear in paths and tokens.
 
-No two texts ever name the same row, and no other text ever reaches the database.
+Each row has exactly one valid text, and no other text reaches the database.
 """
 
 import re
@@ -14,10 +14,10 @@ _SESSION = re.compile(rf"[A-Za-z0-9_-]{{{SESSION_LENGTH}}}")
 
 
 def parse(text: object, maximum: int = MAX_ID) -> int:
-    """Return the id that `text` is the canonical decimal of.
+    """Return the ID in `text`.
 
-    An id is a positive integer up to `maximum`, written in ASCII digits with no leading zero.
-    Raises ValueError for everything else.
+    An ID is a positive integer up to `maximum`, in ASCII digits without a leading zero. Raises
+    ValueError for everything else.
     """
     if not isinstance(text, str) or not _CANONICAL.fullmatch(text) or int(text) > maximum:
         raise ValueError("not the canonical decimal of an id")
@@ -25,12 +25,12 @@ def parse(text: object, maximum: int = MAX_ID) -> int:
 
 
 def new_session() -> str:
-    """Return an id for a session, which nobody can guess."""
+    """Return a random ID for a session."""
     return secrets.token_urlsafe(SESSION_LENGTH * 6 // 8)
 
 
 def parse_session(text: object) -> str:
-    """Return `text` if it can be the id of a session; raises ValueError for everything else."""
+    """Return `text` if it has the form of a session ID; raises ValueError otherwise."""
     if not isinstance(text, str) or not _SESSION.fullmatch(text):
         raise ValueError("not the id of a session")
     return text

@@ -15,7 +15,7 @@ depends_on = None
 
 def upgrade() -> None:
     if op.get_context().dialect.name == "sqlite":
-        give_ids_once()
+        use_autoincrement()
     op.create_table(
         "sessions",
         sa.Column("id", sa.String(22), nullable=False),
@@ -35,8 +35,8 @@ def upgrade() -> None:
     op.create_index(op.f("sessions_expires_at_idx"), "sessions", ["expires_at"])
 
 
-def give_ids_once() -> None:
-    """Make the table of users anew, as one in which SQLite gives no id a second time."""
+def use_autoincrement() -> None:
+    """Recreate the table `users` with AUTOINCREMENT, so that SQLite never reuses an id."""
     users = sa.Table(
         "users",
         sa.MetaData(),

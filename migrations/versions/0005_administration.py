@@ -1,4 +1,4 @@
-"""care for accounts: prefixes are found, admins too, and who is gone is named nowhere
+"""account administration: indexes for the search by prefix and for admins, erasures
 
 Revision ID: 0005
 Revises: 0004
@@ -38,7 +38,7 @@ def upgrade() -> None:
 
 
 def order_names_by(collation: str) -> None:
-    """Let PostgreSQL order usernames and emails by this collation; SQLite knows bytes alone."""
+    """Set the collation of usernames and emails on PostgreSQL; SQLite always compares bytes."""
     if op.get_context().dialect.name == "postgresql":
         op.execute(
             f'ALTER TABLE users ALTER username_key TYPE VARCHAR(512) COLLATE "{collation}",'

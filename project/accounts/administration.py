@@ -1,51 +1,50 @@
-"""Care for accounts: change one, or delete it, by its user or by an admin.
+"""Administration of accounts: change, deactivate, activate or delete one.
 
-Whoever touches their own account gives their password, an admin too; for others' they need none.
-Functions here write and may flush; the caller commits, but for what goes with a refusal.
+Users do so with their own account, and admins with every account. For their own account both send
+their password; an admin needs none for another account.
+Functions here write and may flush. The caller commits; a refusal commits its own event.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, cast
 
-from sqlalchemy import Row, Select, Table, select, update
+from sqlalchemy import Row, Select, select, update
 from sqlalchemy.exc import IntegrityError
 
-from project import accounts, audit, database, ratelimit, sessions
-from project.api.models import User, username_key
-from project.errors import (
-    EmailExists,
-    InvalidPayload,
-    LastAdmin,
-    PermissionDenied,
-    ServiceError,
-    TokenOfInactive,
-    UserNotFound,
+from project import errors
+from project.accounts import (
+    audit,
+    authentication,
+    directory,
+    rate_limits,
+    registration,
+    sessions,
 )
 from project.extensions import db
+from project.lib import database
+from project.models import username_key, users_table
 
-PRIVILEGES = {"active", "admin"}  # what only an admin changes
+PRIVILEGES = {"active", "admin"}  # only an admin changes these
+_CONFIRMATION_FIELD = "current_password"
 
-_CONFIRMATION = "current_password"  # the field
-
-_users = cast(Table, User.__table__)
-_SHOWN = [column for column in _users.c if column.name not in {"username_key", "password"}]
-_ALL: Select[Any] = select(*_SHOWN, _users.c.password)
-_ADMINS = select(_users.c.id).where(_users.c.active, _users.c.admin)
-_TAKEN: dict[str, type[ServiceError]] = {"username": InvalidPayload, "email": EmailExists}
+_users = users_table.c
+_RETURNED = [column for column in _users if column.name not in {"username_key", "password"}]
+_WITH_PASSWORD: Select[Any] = select(*_RETURNED, _users.password)
+_ACTIVE_ADMINS = select(_users.id).where(_users.active, _users.admin)
 
 
-class _Account(NamedTuple):
-    """An account that nobody else changes before this transaction is over."""
+class _LockedAccount(NamedTuple):
+    """An account that no other transaction changes until this one is over."""
 
     user: Row[Any]
     is_last_admin: bool
-    about: dict[str, Any]  # what every event of this act has
-    attempt: ratelimit.Attempt
-    refused: audit.Kind  # what a refusal is called
+    about: dict[str, Any]  # fields of every event of this act
+    attempt: rate_limits.Attempt
+    refused: audit.Kind  # the kind of event that a refusal is
 
-    def refuse(self, error: ServiceError, why: str) -> NoReturn:
-        """Refuse what somebody would do who gave the right password, or needed none."""
+    def refuse(self, error: errors.ServiceError, why: str) -> NoReturn:
+        """Refuse an act for which the password, if one was needed, was right."""
         self.attempt.succeed()
         audit.refuse(error, self.refused, **self.about, why=why)
 
@@ -57,134 +56,174 @@ def change(
     origin: audit.Origin,
     *,
     password: str | None,
+    versions: Container[str] | None = None,
 ) -> Row[Any]:
-    """Change the username, email, `active` or `admin` of a user, and return them as they are now.
+    """Change the username, email, `active` or `admin` of a user, and return the user.
 
-    `caller` is an active admin or that user, as `sessions.identify` returned them. Sessions are
-    ended when `active` changes, and else live on: their tokens name neither username nor email.
-    Raises PermissionDenied for a privilege that is not the caller's to change; InvalidPayload or
-    EmailExists for what is taken; LastAdmin; and what `_take` raises.
+    `caller` is an active admin or that user, as `sessions.identify` returned them. A change of
+    `active` ends the user's sessions; other changes end none, because tokens name neither the
+    username nor the email. Raise PermissionDenied for a privilege that the caller may not change;
+    InvalidPayload or EmailExists for a name that is taken; PreconditionFailed if `versions` are
+    given and the user has none of them (`directory.version`); LastAdmin; and as `_lock_account`.
     """
     refused = audit.Kind.USER_CHANGE_REFUSED
     if not caller.admin:
         if PRIVILEGES & changes.keys():
-            raise PermissionDenied
-        # Like a registration this can tell who has an account.
-        ratelimit.limits().registration(origin.ip)
-    account = _take(user_id, caller, origin, password, refused)
+            raise errors.PermissionDenied
+        # Like a registration, a change of a name can reveal who has an account.
+        rate_limits.limits().registration(origin.ip)
+    unconfirmed = errors.InvalidPayload(errors={_CONFIRMATION_FIELD: "is required"})
+    account = _lock_account(user_id, caller, origin, password, refused, unconfirmed)
     before = account.user
+    if versions is not None and not any(
+        directory.version(before, full=full) in versions for full in (False, True)
+    ):
+        account.refuse(errors.PreconditionFailed(), "precondition_failed")
     different = {name: value for name, value in changes.items() if getattr(before, name) != value}
     if account.is_last_admin and PRIVILEGES & different.keys():
-        account.refuse(LastAdmin(), "last_admin")
+        account.refuse(errors.LastAdmin(), "last_admin")
     try:
-        after = _update(user_id, different)
+        after, ended = _update(user_id, different)
     except IntegrityError as error:
-        field = accounts.taken(error)
-        account.refuse(_TAKEN[field](errors={field: "is taken"}), f"{field}_taken")
-    _record(user_id, different, account.about)
+        username, email = (cast(str | None, different.get(name)) for name in ("username", "email"))
+        taken = registration.taken_names(error, username, email, but=user_id)
+        refusal = registration.conflict(taken, errors.InvalidPayload)
+        account.refuse(refusal, f"{next(iter(taken))}_taken")
+    _record(different, ended, account.about)
     account.attempt.succeed()
     if after.email != before.email:
-        ratelimit.rename(before.email, after.email)
+        rate_limits.rename(before.email, after.email)
     return after
 
 
 def delete(user_id: int, caller: Row[Any], origin: audit.Origin, *, password: str | None) -> None:
-    """Delete a user, their sessions, and all that names them; events stay without the person.
+    """Delete a user with their sessions and counts; their events stay and become anonymous.
 
-    `caller` is as for `change`. Raises LastAdmin, and what `_take` raises.
+    `caller` is as for `change`. Raise LastAdmin; OwnAccount when `password` is None for the
+    caller's own account; and as `_lock_account`.
     """
-    account = _take(user_id, caller, origin, password, audit.Kind.DELETION_REFUSED)
+    refused = audit.Kind.DELETION_REFUSED
+    account = _lock_account(user_id, caller, origin, password, refused, errors.OwnAccount())
     if account.is_last_admin:
-        account.refuse(LastAdmin(), "last_admin")
-    # First the sessions: whoever is refreshing one has recorded it then.
+        account.refuse(errors.LastAdmin(), "last_admin")
+    # The sessions first: a refresh locks its session before it records an event for the user.
     sessions.end_all(user_id)
-    audit.erase(user_id)
+    audit.anonymize(user_id)
     account.attempt.succeed()
-    ratelimit.forget(account.user.email)
-    database.write(_users.delete().where(_users.c.id == user_id))
+    rate_limits.forget(account.user.email)
+    database.write(users_table.delete().where(_users.id == user_id))
     if user_id == caller.id:
-        audit.record(audit.Kind.ACCOUNT_DELETED, audit.NOWHERE, user_id=None)
+        audit.record(audit.Kind.ACCOUNT_DELETED, audit.ANONYMOUS, user_id=None)
     else:
         audit.record(audit.Kind.USER_DELETED, origin, user_id=None)
 
 
-def _take(
-    user_id: int, caller: Row[Any], origin: audit.Origin, password: str | None, refused: audit.Kind
-) -> _Account:
-    """Return an account for the caller to change, in a transaction that begins here.
+def _lock_account(
+    user_id: int,
+    caller: Row[Any],
+    origin: audit.Origin,
+    password: str | None,
+    refused: audit.Kind,
+    without_password: errors.ServiceError,
+) -> _LockedAccount:
+    """Return an account that the caller may change, in a transaction that begins here.
 
-    Raises UserNotFound; PermissionDenied, TokenOfInactive or SessionEnded when the caller lost
-    their rights a moment ago; for their own account InvalidPayload without a password,
-    WrongPassword, which counts as a failed login, and TooManyAttempts.
+    Raise UserNotFound; PermissionDenied, TokenOfInactive or SessionEnded when the caller has lost
+    their rights in the meantime. For their own account raise `without_password` if there is none;
+    WrongPassword, which counts as a failed login; and TooManyAttempts.
     """
-    about = _about(user_id, caller, origin)
-    if user_id != caller.id:
-        attempt = ratelimit.Off().login(caller.email, origin.ip)
-        return _Account(*_lock(user_id, caller), about, attempt, refused)
-    if password is None:
-        raise InvalidPayload(errors={_CONFIRMATION: "is required"})
-    attempt = ratelimit.limits().login(caller.email, origin.ip)
-    refuse = partial(audit.refuse, kind=refused, **about)
-    verified = accounts.confirm(user_id, password, attempt, refuse)
-    while True:
-        stored = next(verified)
-        user, is_last_admin = _lock(user_id, caller)
-        if user.password == stored:
-            return _Account(user, is_last_admin, about, attempt, refused)
-
-
-def _about(user_id: int, caller: Row[Any], origin: audit.Origin) -> dict[str, Any]:
-    """Return what every event has that tells of what the caller does to this user."""
     own = user_id == caller.id
-    return {
-        "origin": origin,
-        "user_id": user_id,
-        "session_id": caller.session_id if own else None,
-    }
+    session_id = caller.session_id if own else None
+    about: dict[str, Any] = {"origin": origin, "user_id": user_id, "session_id": session_id}
+    if not own:
+        uncounted = rate_limits.Attempt()
+        return _LockedAccount(*_lock_rows(user_id, caller), about, uncounted, refused)
+    if password is None:
+        raise without_password
+    attempt = rate_limits.limits().login(caller.email, origin.ip, own=True)
+    refuse = partial(audit.refuse, kind=refused, **about)
+
+    def verify_and_lock() -> _LockedAccount:
+        stored = authentication.verify_password(user_id, password, attempt, refuse)
+        user, is_last_admin = _lock_rows(user_id, caller)
+        if user.password != stored:
+            raise sessions.AccountChanged
+        return _LockedAccount(user, is_last_admin, about, attempt, refused)
+
+    return authentication.retry_if_changed(verify_and_lock)
 
 
-def _lock(user_id: int, caller: Row[Any]) -> tuple[Row[Any], bool]:
-    """Lock a user, and return them and whether they are the only active admin.
+def _lock_rows(user_id: int, caller: Row[Any]) -> tuple[Row[Any], bool]:
+    """Lock a user; return them, and whether they are the only active admin.
 
-    When the caller is an admin all admins are locked too, always in the order of the ids: of
-    those who would demote each other one comes first, and the others see what they did.
+    When the caller is an admin, all admins are locked too, always in the order of their ids. Of
+    admins who demote each other at once, one therefore comes first and the others see the result.
     """
     ids = {user_id, caller.id}
     if caller.admin:
-        ids.update(db.session.scalars(_ADMINS))
-    locking = _ALL.where(_users.c.id.in_(ids)).order_by(_users.c.id).with_for_update()
-    locked = {row.id: row for row in db.session.execute(locking)}
+        ids.update(db.session.scalars(_ACTIVE_ADMINS))
+    # FOR NO KEY UPDATE: an event that is recorded for one of them does not wait (`audit.record`).
+    locking = _WITH_PASSWORD.where(_users.id.in_(ids)).order_by(_users.id)
+    rows = db.session.execute(locking.with_for_update(key_share=True))
+    locked = {row.id: row for row in rows}
     now = locked.get(caller.id)
     if now is None or not now.active:
-        raise TokenOfInactive
+        raise errors.TokenOfInactive
     if caller.admin and not now.admin:
-        raise PermissionDenied
+        raise errors.PermissionDenied
     if user_id not in locked:
-        raise UserNotFound
-    sessions.hold(caller.id, caller.session_id)
+        raise errors.UserNotFound
+    sessions.lock(caller.id, caller.session_id)
     admins = {row.id for row in locked.values() if row.active and row.admin}
     return locked[user_id], admins == {user_id}
 
 
-def _update(user_id: int, different: Mapping[str, str | bool]) -> Row[Any]:
-    """Store what is different about a user, and return them; raises IntegrityError."""
-    if not different:
-        return db.session.execute(select(*_SHOWN).where(_users.c.id == user_id)).one()
+def _update(user_id: int, different: Mapping[str, str | bool]) -> tuple[Row[Any], int]:
+    """Store the changes of a user; return the user, and how many sessions that ended.
+
+    Raise IntegrityError, and leave the user and the sessions as they were, if a name is taken.
+    """
     values: dict[str, Any] = dict(different)
     if "username" in values:
         values["username_key"] = username_key(values["username"])
-    statement = update(_users).where(_users.c.id == user_id).values(values).returning(*_SHOWN)
+    this_user = _users.id == user_id
     with db.session.begin_nested():
-        return db.session.execute(statement).one()
+        # Before the UPDATE, which makes events for the user wait when it changes a name: a refresh
+        # that waits with its event has locked its session.
+        ended = sessions.end_all(user_id) if "active" in different else 0
+        changed = update(users_table).where(this_user).values(values).returning(*_RETURNED)
+        unchanged = select(*_RETURNED).where(this_user)
+        return db.session.execute(changed if values else unchanged).one(), ended
 
 
-def _record(user_id: int, different: Mapping[str, str | bool], about: Mapping[str, Any]) -> None:
-    """Record what was changed, each privilege by itself, and end the sessions that it ends."""
+def _record(different: Mapping[str, str | bool], ended: int, about: Mapping[str, Any]) -> None:
+    """Record the changes: one event for the names, and one for each privilege."""
     kinds = audit.Kind
     if fields := sorted(different.keys() - PRIVILEGES):
         audit.record(kinds.USER_CHANGED, **about, fields=",".join(fields))
     if "active" in different:
         kind = kinds.USER_ACTIVATED if different["active"] else kinds.USER_DEACTIVATED
-        audit.record(kind, **about, sessions=sessions.end_all(user_id))
+        audit.record(kind, **about, sessions=ended)
     if "admin" in different:
         audit.record(kinds.ADMIN_GRANTED if different["admin"] else kinds.ADMIN_REVOKED, **about)
+
+
+def set_active(email: str, active: bool, origin: audit.Origin) -> None:
+    """Deactivate or activate a user; raise UserNotFound.
+
+    Both end all sessions of the user: no earlier session becomes valid again.
+    """
+    setting = update(users_table).where(_users.email == email).values(active=active)
+    user_id = db.session.execute(setting.returning(_users.id)).scalar_one_or_none()
+    if user_id is None:
+        raise errors.UserNotFound
+    kind = audit.Kind.USER_ACTIVATED if active else audit.Kind.USER_DEACTIVATED
+    audit.record(kind, origin, user_id=user_id, sessions=sessions.end_all(user_id))
+
+
+def end_sessions(email: str, origin: audit.Origin) -> int:
+    """End all sessions of a user, and return how many; raise UserNotFound."""
+    user_id = directory.find_by_email(email)
+    ended = sessions.end_all(user_id)
+    audit.record(audit.Kind.SESSIONS_ENDED, origin, user_id=user_id, sessions=ended)
+    return ended

@@ -1,60 +1,53 @@
-"""The audit trail: what happened, to whose account, from where.
+"""The audit log: what happened to which account, who did it, and where the request came from.
 
-An event is a row, written in the transaction of what it tells of, so that neither is there without
-the other. A refusal has its own, committed before it is raised.
-No password, hash or token is ever in one, nor anything else that a client typed, since people
-mistake the field for the password; what a client calls itself is cut and made printable.
-When a user is deleted their events stay, and say no more whose they were.
+An event is a row of the table `events`, written in the transaction of the act that it records: no
+act is stored without its event, and no event without its act. A refusal has a transaction of its
+own, committed before the error is raised.
+No event holds a password, a hash or a token, nor any other text that a client sent, because users
+mistake other fields for the password. The user agent is truncated and made printable.
+When a user is deleted their events stay, without anything that identifies the user.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum, auto
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn
 
 import structlog
 from flask import current_app
 from sqlalchemy import (
-    Column,
     Row,
-    Select,
-    Table,
+    ScalarSelect,
+    and_,
     bindparam,
     case,
-    delete,
     event,
+    func,
     insert,
     select,
     tuple_,
+    union,
     update,
 )
 from sqlalchemy.orm import Session as DatabaseSession
 
-from project import clock, database, metrics
-from project.api.models import Erasure, Event
+from project import clock
 from project.errors import ServiceError
 from project.extensions import db
+from project.lib import database, metrics
+from project.models import events_table, users_table
 
 log = structlog.get_logger()
 
-PAGE = 500  # events that are read at once
-DELETED_AT_ONCE = 1_000
-ERASED_AT_ONCE = 1_000
-ERASURES_AT_ONCE = 10  # so many times that many, while a user is being deleted
-# How long after a user is deleted a request that knew them before may still record an event.
-ERASURE_OVERLAP = timedelta(hours=1)
-FOLLOW_INTERVAL = 0.5  # seconds between two looks for new events
-# How long a transaction may take whose events are seen only when it is over.
-FOLLOW_OVERLAP = timedelta(seconds=30)
-_PENDING = "events"  # what the present transaction has recorded, for the log
+ANONYMIZED_AT_ONCE = 1_000  # events
+_UNCOMMITTED = "events"  # key in the session's `info`: events to log after the commit
 
 
 class Kind(StrEnum):
-    """Everything that the trail tells of, and the details of it.
+    """The kinds of events, each with its details.
 
-    `sessions` is how many were ended by it, `pause` how many seconds the account or the address has
-    to rest now, `users` how many were shown.
+    `sessions` is the number of sessions that the act ended, `pause` the seconds for which the
+    account or the address is blocked now, `users` the number of users in a result or a batch.
     """
 
     REGISTERED = auto()
@@ -62,7 +55,9 @@ class Kind(StrEnum):
     USER_ADDED = auto()
     LOGGED_IN = auto()
     LOGIN_REFUSED = auto()  # why: unknown_email, wrong_password, account_inactive; pause
-    REFRESHED = auto()  # repeated: whether by a token that was used a moment ago
+    REFRESHED = (
+        auto()
+    )  # repeated: whether the token had been used in the last REFRESH_REUSE_SECONDS
     REFRESH_REFUSED = auto()  # why: session_ended, account_inactive
     REFRESH_REUSED = auto()  # a theft; the session is ended
     LOGGED_OUT = auto()  # scope: this, others, all
@@ -70,55 +65,71 @@ class Kind(StrEnum):
     SESSIONS_ENDED = auto()
     PASSWORD_CHANGED = auto()
     PASSWORD_CHANGE_REFUSED = auto()  # why: wrong_password; pause
-    USERS_IMPORTED = auto()  # users: how many, of one batch
-    USERS_EXPORTED = auto()  # their hashes too
+    USERS_IMPORTED = auto()  # users, of one batch
+    USERS_EXPORTED = auto()  # with their hashes
     USER_CHANGED = auto()  # fields: username, email or both
-    USER_CHANGE_REFUSED = auto()  # why: wrong_password, *_taken, last_admin; pause
+    USER_CHANGE_REFUSED = auto()  # why: wrong_password, *_taken, last_admin, ...; pause
     USER_DEACTIVATED = auto()
     USER_ACTIVATED = auto()
     ADMIN_GRANTED = auto()
     ADMIN_REVOKED = auto()
-    USER_DELETED = auto()  # by an admin; nothing says whom
-    ACCOUNT_DELETED = auto()  # by its user; nothing says whose
+    USER_DELETED = auto()  # by an admin; the event does not name the user
+    ACCOUNT_DELETED = auto()  # by the user; the event does not name them
     DELETION_REFUSED = auto()  # why: wrong_password, last_admin; pause
     USERS_SEARCHED = auto()  # users
 
 
 class Origin(NamedTuple):
-    """Where a request comes from, as far as anybody can tell."""
+    """Where a request comes from, as far as the server can tell."""
 
     ip: str | None
     user_agent: str
     request_id: str | None = None
-    actor_id: int | None = None  # the user who is calling
+    actor_id: int | None = None  # the user who sends the request
 
 
-NOWHERE = Origin(None, "")  # of those who are to be named no more
+ANONYMOUS = Origin(None, "")  # of a user who is deleted
 
-
-_events = cast(Table, Event.__table__)
-_erasures = cast(Table, Erasure.__table__)
-# Where an admin did something to a user, from where they did it is no business of the user's.
-_THEIR_OWN = _events.c.actor_id.is_(None)
+_columns = events_table.c
+# A user is not shown from where an admin acted on their account.
+_BY_THE_USER = _columns.actor_id.is_(None)
 _PUBLIC = select(
-    _events.c.id,
-    _events.c.created_at,
-    _events.c.kind,
-    _events.c.actor_id,
-    _events.c.session_id,
-    case((_THEIR_OWN, _events.c.ip)).label("ip"),
-    case((_THEIR_OWN, _events.c.user_agent), else_="").label("user_agent"),
-    case((_THEIR_OWN, _events.c.request_id)).label("request_id"),
-    _events.c.details,
+    _columns.id,
+    _columns.created_at,
+    _columns.kind,
+    _columns.actor_id,
+    _columns.session_id,
+    case((_BY_THE_USER, _columns.ip)).label("ip"),
+    case((_BY_THE_USER, _columns.user_agent), else_="").label("user_agent"),
+    case((_BY_THE_USER, _columns.request_id)).label("request_id"),
+    _columns.details,
 )
 _NEWEST = (
-    _PUBLIC.where(_events.c.user_id == bindparam("user_id"))
-    .order_by(_events.c.created_at.desc(), _events.c.id.desc())
+    _PUBLIC.where(_columns.user_id == bindparam("user_id"))
+    .order_by(_columns.created_at.desc(), _columns.id.desc())
     .limit(bindparam("limit"))
 )
 _NEWEST_BEFORE = _NEWEST.where(
-    tuple_(_events.c.created_at, _events.c.id)
-    < tuple_(bindparam("created_at", type_=_events.c.created_at.type), bindparam("event_id"))
+    tuple_(_columns.created_at, _columns.id)
+    < tuple_(bindparam("created_at", type_=_columns.created_at.type), bindparam("event_id"))
+)
+
+
+def _existing_user(parameter: str) -> ScalarSelect[int]:
+    """Return a query for the id in `parameter` if there is such a user; otherwise it is NULL.
+
+    It waits for a transaction that is deleting the user, and lets none delete them until this
+    transaction is over, as the check of the foreign key would, which fails instead of waiting.
+    """
+    user = users_table.c.id == bindparam(parameter, type_=users_table.c.id.type)
+    query = select(users_table.c.id).where(user)
+    return query.with_for_update(read=True, key_share=True).scalar_subquery()
+
+
+_INSERT = (
+    insert(events_table)
+    .values(user_id=_existing_user("user"), actor_id=_existing_user("actor"))
+    .returning(_columns.id, _columns.user_id, _columns.actor_id)
 )
 
 
@@ -130,33 +141,48 @@ def record(
     session_id: str | None = None,
     **details: str | int,
 ) -> None:
-    """Add an event to the transaction of `db.session`, and to the log once that is committed.
+    """Add an event to the transaction of `db.session`; it is logged after the commit.
 
-    `user_id` is the user whom it is about; who did it to them is the origin's `actor_id`.
+    `user_id` is the user whom the event is about. If another user acted, `origin.actor_id` says
+    who. If either has been deleted in the meantime, the event is stored without session and origin.
     """
     actor_id = origin.actor_id if origin.actor_id != user_id else None
     happened = {
         "kind": kind.value,
-        "user_id": user_id,
         "session_id": session_id,
-        **origin._asdict() | {"actor_id": actor_id},
+        "ip": origin.ip,
+        "user_agent": origin.user_agent,
+        "request_id": origin.request_id,
         "details": details,
     }
-    db.session.execute(insert(_events).values(created_at=clock.utcnow(), **happened))
-    db.session.info.setdefault(_PENDING, []).append(happened)
+    about = {"created_at": clock.utcnow(), "user": user_id, "actor": actor_id}
+    stored = db.session.execute(_INSERT, happened | about).one()
+    if (stored.user_id, stored.actor_id) != (user_id, actor_id):
+        nothing = {"session_id": None, "ip": None, "user_agent": "", "request_id": None}
+        db.session.execute(update(events_table).where(_columns.id == stored.id).values(nothing))
+    logged = {"user_id": user_id} | happened | {"actor_id": actor_id}
+    db.session.info.setdefault(_UNCOMMITTED, []).append(logged)
+
+
+def lock_actor(origin: Origin) -> None:
+    """Keep the acting user, if any, from being changed or deleted until the transaction ends.
+
+    For an act that locks anything else before it records its event, which locks the actor too.
+    """
+    if origin.actor_id is not None:
+        db.session.execute(select(_existing_user("actor")), {"actor": origin.actor_id})
 
 
 def refuse(error: ServiceError, kind: Kind, origin: Origin, **about: Any) -> NoReturn:
-    """Record a refusal as `record` does, commit what is in the transaction, and raise `error`."""
+    """Record a refusal as `record` does, commit the transaction, and raise `error`."""
     record(kind, origin, **about)
     db.session.commit()
     raise error
 
 
 @event.listens_for(db.session, "after_commit")
-def _write_log(session: DatabaseSession) -> None:
-    """Log what is certain now."""
-    for happened in session.info.pop(_PENDING, ()):
+def _log_committed(session: DatabaseSession) -> None:
+    for happened in session.info.pop(_UNCOMMITTED, ()):
         fields = {key: value for key, value in happened.items() if value is not None}
         kind, details = fields.pop("kind"), fields.pop("details")
         write = log.warning if kind == Kind.REFRESH_REUSED else log.info
@@ -165,17 +191,16 @@ def _write_log(session: DatabaseSession) -> None:
 
 
 @event.listens_for(db.session, "after_rollback")
-def _forget(session: DatabaseSession) -> None:
-    """Log nothing of what has not happened after all."""
-    session.info.pop(_PENDING, None)
+def _discard_rolled_back(session: DatabaseSession) -> None:
+    session.info.pop(_UNCOMMITTED, None)
 
 
 def of_user(
     user_id: int, limit: int, before: tuple[datetime, int] | None = None
 ) -> Sequence[Row[Any]]:
-    """Return at most `limit` events of a user, the newest first.
+    """Return at most `limit` events of a user, newest first.
 
-    `before` is the created_at and id of an event: the list goes on behind that one.
+    `before` is the created_at and id of an event: only older events are returned.
     """
     if before is None:
         return database.fetch_all(_NEWEST, user_id=user_id, limit=limit)
@@ -185,110 +210,41 @@ def of_user(
     )
 
 
-def since(moment: datetime, user_id: int | None = None) -> Iterator[Row[Any]]:
-    """Yield the events from `moment` on, of one user or of all, the oldest first."""
-    order = _events.c.created_at, _events.c.id
-    wanted: Select[Any] = select(_events).order_by(*order).limit(PAGE)
-    if user_id is not None:
-        wanted = wanted.where(_events.c.user_id == user_id)
-    page = database.fetch_all(wanted.where(_events.c.created_at >= moment))
-    while page:
-        yield from page
-        last = page[-1]
-        page = database.fetch_all(wanted.where(tuple_(*order) > (last.created_at, last.id)))
-
-
-def follow(moment: datetime, user_id: int | None = None) -> Iterator[Row[Any]]:
-    """Yield events as `since` does, and go on with those that come, without an end.
-
-    What is committed later than its successors is yielded when it is seen.
-    """
-    seen: dict[int, datetime] = {}
-    while True:
-        for happened in since(moment, user_id):
-            if happened.id not in seen:
-                seen[happened.id] = happened.created_at
-                yield happened
-        if seen:
-            moment = max(moment, max(seen.values()) - FOLLOW_OVERLAP)
-            seen = {number: at for number, at in seen.items() if at >= moment}
-        time.sleep(FOLLOW_INTERVAL)
-
-
 def delete_expired() -> int:
-    """Delete events older than EVENTS_DAYS, at most DELETED_AT_ONCE, and return how many."""
+    """Delete a batch of events older than EVENTS_DAYS; return how many, 0 at the end."""
     oldest = clock.utcnow() - timedelta(days=current_app.config["EVENTS_DAYS"])
-    expired = (
-        select(_events.c.id)
-        .where(_events.c.created_at < oldest)
-        .order_by(_events.c.created_at)
-        .limit(DELETED_AT_ONCE)
-        .with_for_update(skip_locked=True)
-    )
-    return database.write(delete(_events).where(_events.c.id.in_(expired)))
+    return database.delete_batch(events_table, _columns.created_at < oldest, _columns.created_at)
 
 
-def erase(user_id: int) -> None:
-    """Take a user, who is being deleted, out of their events, and remember that.
+def anonymize(user_id: int) -> None:
+    """Remove what identifies a user from their events; this transaction deletes the user.
 
-    Out of those about them, and those about others that they did. If they have very many these are
-    the newest; `erase_rest` does the others, so that no deletion takes longer than it may.
+    The user's id is removed, and with it the session, address, client and request that were
+    theirs. Where another user acted on them, the origin of that user stays.
+
+    The row lock waits for transactions that have recorded an event for this user. A transaction
+    that records one later waits for this one and then finds no user (`record`).
     """
-    db.session.execute(insert(_erasures).values(user_id=user_id, erased_at=clock.utcnow()))
-    for _ in range(ERASURES_AT_ONCE):
-        if not _erase_some(user_id):
-            break
-
-
-def erase_rest() -> int:
-    """Take those who were deleted out of more of their events; return how many, 0 at the end.
-
-    That includes events of requests that were under way when their user was deleted.
-    """
-    erased = sum(map(_erase_some, db.session.scalars(select(_erasures.c.user_id)).all()))
-    if not erased:
-        over = _erasures.c.erased_at <= clock.utcnow() - ERASURE_OVERLAP
-        # One look into an index for each: a limit keeps PostgreSQL from joining the whole table.
-        unnamed = [
-            select(_events.c.id)
-            .where(column == _erasures.c.user_id)
-            .limit(1)
-            .scalar_subquery()
-            .is_(None)
-            for column in (_events.c.user_id, _events.c.actor_id)
-        ]
-        database.write(delete(_erasures).where(over, *unnamed))
-    return erased
-
-
-def _erase_some(user_id: int) -> int:
-    """Take a user out of at most ERASED_AT_ONCE events about them, and as many that they did.
-
-    Nobody waits for events that somebody else is changing; these are left to `erase_rest`.
-    """
-    columns = _events.c
-    by_another = columns.actor_id.is_not(None)  # then that is where it came from
-    about_them: dict[Column[Any], Any] = {
-        columns.user_id: None,
-        columns.session_id: None,
-        columns.ip: case((by_another, columns.ip)),
-        columns.user_agent: case((by_another, columns.user_agent), else_=""),
-        columns.request_id: case((by_another, columns.request_id)),
+    row = select(users_table.c.id).where(users_table.c.id == user_id)
+    db.session.execute(row.with_for_update())
+    by_another = and_(_columns.actor_id.is_not(None), _columns.actor_id != user_id)
+    values = {
+        "user_id": func.nullif(_columns.user_id, user_id),
+        "actor_id": func.nullif(_columns.actor_id, user_id),
+        "session_id": case((_columns.user_id != user_id, _columns.session_id)),
+        "ip": case((by_another, _columns.ip)),
+        "user_agent": case((by_another, _columns.user_agent), else_=""),
+        "request_id": case((by_another, _columns.request_id)),
     }
-    done_by_them: dict[Column[Any], Any] = {
-        columns.actor_id: None,
-        columns.ip: None,
-        columns.user_agent: "",
-        columns.request_id: None,
-    }
-    erased = 0
-    for column, values in ((columns.user_id, about_them), (columns.actor_id, done_by_them)):
-        newest = (
-            select(columns.id)
-            .where(column == user_id)
-            .order_by(columns.created_at.desc(), columns.id.desc())
-            .limit(ERASED_AT_ONCE)
-            .with_for_update(skip_locked=True)
-        )
-        erased += database.write(update(_events).where(columns.id.in_(newest)).values(values))
-    return erased
+    order = _columns.created_at, _columns.id
+    named = [
+        select(_columns.id).where(column == user_id).order_by(*order).limit(ANONYMIZED_AT_ONCE)
+        for column in (_columns.user_id, _columns.actor_id)
+    ]
+    ids = union(*(select(query.subquery().c.id) for query in named))
+    # In the same order in every transaction: two deletions may have events in common. In batches,
+    # because one statement may take postgresql.ANSWER_TIMEOUT at most.
+    batch = select(_columns.id).where(_columns.id.in_(ids)).order_by(*order)
+    locked = batch.limit(ANONYMIZED_AT_ONCE).with_for_update()
+    while database.write(update(events_table).where(_columns.id.in_(locked)).values(values)):
+        pass

@@ -1,7 +1,7 @@
-"""Which passwords are worth having (NIST SP 800-63B-4, 3.1.1.2; OWASP ASVS 5.0, 6.2).
+"""The password policy (NIST SP 800-63B-4, 3.1.1.2; OWASP ASVS 5.0, 6.2).
 
-Long enough, not one that everybody tries, not the user's own name. Which characters a password is
-made of is nobody's business.
+A new password has a minimum length, is not one of the common ones, and is not the user's own name.
+There are no rules about which characters it contains.
 """
 
 import gzip
@@ -9,20 +9,34 @@ import unicodedata
 from functools import cache
 from pathlib import Path
 
+from flask import current_app
+
 from project.errors import InvalidPayload
+from project.lib import hashing
 
 COMMON_PASSWORDS = Path(__file__).resolve().parent / "data" / "common_passwords.txt.gz"
-ANY = 1  # character: the minimum with which every password will do
+NO_POLICY = 1  # character: the minimum length with which every password is accepted
+
+
+def check_new(password: str, username: str, email: str, *, field: str = "password") -> None:
+    """Raise InvalidPayload for `field` unless this user may choose `password`."""
+    check(
+        hashing.normalize(password),
+        min_length=current_app.config["PASSWORD_MIN_LENGTH"],
+        username=username,
+        email=email,
+        field=field,
+    )
 
 
 def check(password: str, *, min_length: int, username: str, email: str, field: str) -> None:
     """Raise InvalidPayload for `field` unless a user of this name and email may have `password`.
 
-    It comes in NFC, and each code point is a character. With a `min_length` of ANY, which is for
-    development and tests, nothing else is asked either. Names and common passwords are compared as
-    a whole and without regard to case: a long password may well have a name in it.
+    `password` is in NFC, and each code point counts as one character. A `min_length` of NO_POLICY,
+    for development and tests, switches all rules off. Names and common passwords are compared as
+    a whole and case is ignored: a long password may contain a name.
     """
-    if min_length == ANY:
+    if min_length == NO_POLICY:
         return
     if len(password) < min_length:
         reason = f"must have at least {min_length} characters"
@@ -36,12 +50,12 @@ def check(password: str, *, min_length: int, username: str, email: str, field: s
 
 
 def fold(text: str) -> str:
-    """Return what two texts share that differ in case, form or blanks around them alone."""
+    """Return the same text for texts that differ only in case, form or surrounding blanks."""
     return unicodedata.normalize("NFKC", text).strip().casefold()
 
 
 @cache
 def common() -> frozenset[str]:
-    """Return the common passwords, folded; read once in a process, when first asked for (5 MB)."""
+    """Return the common passwords, folded. They are read once per process, at first use (5 MB)."""
     with gzip.open(COMMON_PASSWORDS, "rt", encoding="utf-8") as lines:
         return frozenset(lines.read().split("\n"))

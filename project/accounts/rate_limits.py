@@ -1,116 +1,111 @@
-"""How often may somebody try: failed logins per account and per address, registrations per address.
+"""Rate limits: failed logins per account and per address, registrations per address.
 
-An attempt is counted before it is made, and given back when it was right, so that of any number of
-guesses at once no more than the limit are looked at. The counts are rows: every process and every
-host shares them, and no restart forgets them.
+An attempt is counted before it is made, and the count is given back when the attempt succeeds. Of
+any number of concurrent guesses no more than the limit are therefore checked. The counts are rows:
+all processes and hosts share them, and they survive a restart.
 """
 
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple
 
-from flask import Flask, current_app
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    Table,
-    case,
-    delete,
-    literal,
-    select,
-    tuple_,
-    update,
-)
+from flask import Flask, current_app, g
+from sqlalchemy import Connection, and_, delete, literal, select, update
 
-from project import addresses, clock, database
-from project.api.models import KnownAddress, Throttle
+from project import clock
 from project.config import DAY
 from project.errors import TooManyAttempts
 from project.extensions import db
+from project.lib import addresses, database
+from project.lib.app_state import AppState
+from project.models import known_addresses_table, throttles_table
 
 HOUR = 3_600  # seconds
-DELETED_AT_ONCE = 1_000
-# Until when what is not paused is paused. Not "now": that may be later than another's.
-_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+# `paused_until` of a count that is not paused. Not "now", which another server may put later.
+_NOT_PAUSED = datetime(1970, 1, 1, tzinfo=UTC)
 
-_throttles = cast(Table, Throttle.__table__)
-_known = cast(Table, KnownAddress.__table__)
+_throttles = throttles_table.c
+_known = known_addresses_table.c
+
+
+class Count(NamedTuple):
+    """The attempts that were counted under one key."""
+
+    attempts: int
+    resets_at: datetime
+    paused_until: datetime
+
+
+@dataclass
+class Quota:
+    """What one client has used of a limit, for the RateLimit headers of the response."""
+
+    policy: "Policy"
+    attempts: int
+    resets_at: datetime
 
 
 class Policy(NamedTuple):
-    """So many attempts in a window; the last of them begins a pause, each one after it a longer."""
+    """`limit` attempts per window: the last of them begins a pause, each later one a longer one."""
 
+    name: str
     limit: int
-    window: int  # seconds from the first attempt, after which the count begins anew
-    pauses: Sequence[int]  # seconds; the last is for all that follow
+    window: int  # seconds from the first attempt, after which the count starts again
+    pauses: Sequence[int]  # seconds; the last one applies to all later attempts
 
     def pause(self, attempts: int) -> int:
-        """Return the seconds of the pause that the attempt of this number begins, 0 for none."""
+        """Return the seconds of the pause that attempt number `attempts` begins, 0 for none."""
         if attempts < self.limit:
             return 0
         return self.pauses[min(attempts - self.limit, len(self.pauses) - 1)]
 
-    def paused_until(self, attempts: int, now: datetime) -> datetime:
-        """Return the end of that pause."""
+    def add(self, count: Count, now: datetime) -> Count | None:
+        """Return `count` with one more attempt at `now`, or None while it is paused."""
+        if count.paused_until > now:
+            return None
+        if count.resets_at <= now:
+            count = Count(0, now + timedelta(seconds=self.window), _NOT_PAUSED)
+        attempts = count.attempts + 1
         pause = self.pause(attempts)
-        return _later(now, pause) if pause else _LONG_AGO
+        paused_until = now + timedelta(seconds=pause) if pause else _NOT_PAUSED
+        return Count(attempts, count.resets_at, paused_until)
 
 
-class Attempt(Protocol):
-    """Something that somebody tries, and that has been counted."""
+class Attempt:
+    """An attempt that is not counted."""
 
-    pause: int  # seconds for which no other may be made, unless this one succeeds
+    pause = 0  # seconds for which further attempts are refused, unless this one succeeds
 
     def succeed(self) -> None:
         """Give back what was counted, in the transaction of `db.session`."""
 
 
-class Limits(Protocol):
-    """What is counted; each raises TooManyAttempts when the limit is reached."""
+class NoLimits:
+    """No rate limits: under test, and where the operator limits requests elsewhere."""
 
-    def login(self, email: str, ip: str | None) -> Attempt:
-        """Count a password that is given for an account, which need not exist."""
+    def login(self, email: str, ip: str | None, *, own: bool = False) -> Attempt:
+        """Count a password that a client sends for an account, which need not exist.
+
+        If it is the caller's `own` account, the response may tell what is left of the limit.
+        """
+        return Attempt()
 
     def refresh(self, ip: str | None) -> Attempt:
-        """Count a refresh token."""
+        """Count a refresh token that a client sends."""
+        return Attempt()
 
     def registration(self, ip: str | None) -> None:
         """Count a registration, which is never given back."""
 
     def remember(self, email: str, ip: str | None) -> None:
-        """Take an address for the account's own, in the transaction of `db.session`."""
+        """Store that the user of an account is known at an address, as after a login."""
 
 
-class Off:
-    """No limits: what the tests, and those who limit elsewhere, have."""
-
-    def login(self, email: str, ip: str | None) -> Attempt:
-        """Count nothing."""
-        return _Uncounted()
-
-    def refresh(self, ip: str | None) -> Attempt:
-        """Count nothing."""
-        return _Uncounted()
-
-    def registration(self, ip: str | None) -> None:
-        """Count nothing."""
-
-    def remember(self, email: str, ip: str | None) -> None:
-        """Remember nothing."""
-
-
-class _Uncounted:
-    pause = 0
-
-    def succeed(self) -> None:
-        """Give nothing back."""
-
-
-class On:
-    """Limits as the settings have them."""
+class Limits(NoLimits):
+    """Rate limits as configured; each raises TooManyAttempts when its limit is reached."""
 
     def __init__(
         self, *, account: Policy, address: Policy, registrations: Policy, known_for: timedelta
@@ -120,131 +115,119 @@ class On:
         self._registrations = registrations
         self._known_for = known_for
 
-    def login(self, email: str, ip: str | None) -> Attempt:
+    def login(self, email: str, ip: str | None, *, own: bool = False) -> Attempt:
         """Count by account and by address.
 
-        From where the account has been logged in to lately, the two together have a count of their
-        own instead: nobody elsewhere can lock its owner out.
+        At an address where the user is known, account and address have one count of their own
+        instead. An attacker at another address can therefore not lock the user out.
         """
         account, network = _account(email), addresses.network(ip)
         now = clock.utcnow()
-        known = database.fetch_one(
-            select(_known.c.account).where(
-                _known.c.account == account,
-                _known.c.network == network,
-                _known.c.last_login_at > now - self._known_for,
-            )
+        known = select(_known.account).where(
+            _known.account == account,
+            _known.network == network,
+            _known.last_login_at > now - self._known_for,
         )
-        if known:
+        if database.fetch_one(known):
             counts = [(f"login:{account}@{network}", self._account)]
         else:
             counts = [(f"login:{network}", self._address), (f"login:{account}", self._account)]
-        return _Login(counts, _count(counts, now), account, network)
+        # Never the address: its count tells whether an account is known there.
+        shown = {counts[-1][0]} if own else set()
+        return _Login(counts, _count(counts, now, shown), account, network)
 
     def refresh(self, ip: str | None) -> Attempt:
-        """Count by address, together with its logins."""
+        """Count by address, together with the logins from there."""
         counts = [(f"login:{addresses.network(ip)}", self._address)]
-        return _Counted(counts, _count(counts, clock.utcnow()))
+        return _Counted(counts, _count(counts, clock.utcnow(), set()))
 
     def registration(self, ip: str | None) -> None:
         """Count by address."""
-        counts = [(f"register:{addresses.network(ip)}", self._registrations)]
-        _count(counts, clock.utcnow())
+        key = f"register:{addresses.network(ip)}"
+        _count([(key, self._registrations)], clock.utcnow(), {key})
 
     def remember(self, email: str, ip: str | None) -> None:
-        """Take an address for the account's own, as after a login."""
+        """Store the address in the transaction of `db.session`."""
         _remember(_account(email), addresses.network(ip))
 
 
-def _count(counts: Sequence[tuple[str, Policy]], now: datetime) -> int:
-    """Raise the counts, each in one statement, and return the longest pause that this begins.
+def quotas() -> dict[str, Quota]:
+    """Return what the client has used of the limits that the current request may tell, by key."""
+    shown: dict[str, Quota] = g.setdefault("quotas", {})
+    return shown
 
-    Raises TooManyAttempts at the first that is paused already.
 
-    In a transaction of its own, which ends before anything else begins: what is counted stays so.
-    The order is always that of addresses before accounts, so nobody deadlocks.
+def _count(counts: Sequence[tuple[str, Policy]], now: datetime, shown: set[str]) -> int:
+    """Add an attempt to each count; return the seconds of the longest pause that this begins.
+
+    `shown` are the keys whose state the response may tell.
+
+    Raise TooManyAttempts at the first count that is paused. What was counted before it stays: the
+    counts have a separate transaction, committed before anything else begins. Every transaction
+    locks users before counts, and addresses before accounts, so that there are no deadlocks.
     """
     pause = 0
-    paused_until = None
     with db.engine.begin() as connection:
         for key, policy in counts:
-            attempts = _raise(connection, key, policy, now)
-            if attempts is None:
-                end = select(_throttles.c.paused_until).where(_throttles.c.key == key)
-                paused_until = connection.execute(end).scalar_one()
+            before = _lock(connection, key, now)
+            after = policy.add(before, now)
+            if key in shown and after is None:
+                quotas()[key] = Quota(policy, policy.limit, before.paused_until)
+            elif key in shown and after:
+                paused = policy.pause(after.attempts)
+                end = after.paused_until if paused else after.resets_at
+                quotas()[key] = Quota(policy, after.attempts, end)
+            if after is None:
                 break
-            pause = max(pause, policy.pause(attempts))
-    if paused_until is not None:
-        raise TooManyAttempts(retry_after=math.ceil((paused_until - now).total_seconds()))
+            this_one = _throttles.key == key
+            connection.execute(update(throttles_table).where(this_one).values(after._asdict()))
+            pause = max(pause, policy.pause(after.attempts))
+    if after is None:
+        seconds = (before.paused_until - now).total_seconds()
+        raise TooManyAttempts(retry_after=math.ceil(seconds))
     return pause
 
 
-def _raise(connection: Connection, key: str, policy: Policy, now: datetime) -> int | None:
-    """Count one attempt and return its number, or None while there may be none."""
-    columns = _throttles.c
-    begins_anew = columns.resets_at <= now
-    attempts = case((begins_anew, 1), else_=columns.attempts + 1)
-    last = policy.limit + len(policy.pauses) - 1
-    pauses = {number: policy.paused_until(number, now) for number in range(policy.limit, last)}
-    return connection.execute(
-        database.insert(_throttles)
-        .values(
-            key=key,
-            attempts=1,
-            resets_at=_later(now, policy.window),
-            paused_until=policy.paused_until(1, now),
-        )
-        .on_conflict_do_update(
-            index_elements=[columns.key],
-            set_={
-                "attempts": attempts,
-                "resets_at": case(
-                    (begins_anew, _later(now, policy.window)), else_=columns.resets_at
-                ),
-                "paused_until": case(
-                    (attempts < policy.limit, _LONG_AGO),
-                    *((attempts == number, until) for number, until in pauses.items()),
-                    else_=policy.paused_until(last, now),
-                ),
-            },
-            where=columns.paused_until <= now,
-        )
-        .returning(columns.attempts)
-    ).scalar_one_or_none()
-
-
-def _later(now: datetime, seconds: int) -> datetime:
-    return now + timedelta(seconds=seconds)
+def _lock(connection: Connection, key: str, now: datetime) -> Count:
+    """Return the count under `key`, locked until the transaction ends; make it if there is none."""
+    new = database.insert(throttles_table).values(
+        key=key, attempts=0, resets_at=now, paused_until=_NOT_PAUSED
+    )
+    unchanged = {"attempts": _throttles.attempts}
+    locking = new.on_conflict_do_update(index_elements=[_throttles.key], set_=unchanged)
+    columns = _throttles.attempts, _throttles.resets_at, _throttles.paused_until
+    return Count(*connection.execute(locking.returning(*columns)).one())
 
 
 def _account(email: str) -> str:
-    """Return what stands for an email in the counts: nobody reads there who was guessed at."""
+    """Return what stands for an email in the counts: the table shows no email."""
     return hashlib.sha256(email.encode()).hexdigest()[:32]
 
 
 def _remember(account: str, network: str) -> None:
     now = clock.utcnow()
+    new = database.insert(known_addresses_table).values(
+        account=account, network=network, last_login_at=now
+    )
     database.write(
-        database.insert(_known)
-        .values(account=account, network=network, last_login_at=now)
-        .on_conflict_do_update(
-            index_elements=[_known.c.account, _known.c.network], set_={"last_login_at": now}
+        new.on_conflict_do_update(
+            index_elements=[_known.account, _known.network], set_={"last_login_at": now}
         )
     )
 
 
-class _Counted:
+class _Counted(Attempt):
     def __init__(self, counts: Sequence[tuple[str, Policy]], pause: int) -> None:
         self._counts = counts
         self.pause = pause
 
     def succeed(self) -> None:
-        """Take one off each count, and lift the pause that it may have begun."""
+        """Take one off each count, and end the pause that the attempt may have begun."""
         for key, _ in self._counts:
             database.write(
-                update(_throttles)
-                .where(_throttles.c.key == key, _throttles.c.attempts > 0)
-                .values(attempts=_throttles.c.attempts - 1, paused_until=_LONG_AGO)
+                update(throttles_table)
+                .where(_throttles.key == key, _throttles.attempts > 0)
+                .values(attempts=_throttles.attempts - 1, paused_until=_NOT_PAUSED)
             )
 
 
@@ -257,82 +240,66 @@ class _Login(_Counted):
         self._network = network
 
     def succeed(self) -> None:
-        """Forget the failures of the account, and remember where it was logged in to."""
+        """Delete the count of the account, take one off the address, and store it as known."""
         *by_address, (account_key, _) = self._counts
         _Counted(by_address, self.pause).succeed()
-        database.write(delete(_throttles).where(_throttles.c.key == account_key))
+        if quota := quotas().get(account_key):
+            quota.attempts = 0
+        database.write(delete(throttles_table).where(_throttles.key == account_key))
         _remember(self._account, self._network)
 
 
+_limits = AppState[NoLimits]("rate_limits")
+
+
 def init_app(app: Flask) -> None:
-    """Give `app` the limits of its settings."""
+    """Give `app` the rate limits of its settings."""
     config = app.config
-    pause, longest = config["LOGIN_PAUSE_SECONDS"], config["LOGIN_PAUSE_MAX_SECONDS"]
-    doublings = math.ceil(math.log2(max(1, longest / pause)))
-    app.extensions["ratelimit"] = Off()
-    if config["RATE_LIMITS"]:
-        app.extensions["ratelimit"] = On(
-            account=Policy(
-                config["LOGIN_FAILURES_PER_ACCOUNT"],
-                DAY,
-                [min(pause * 2**number, longest) for number in range(doublings + 1)],
-            ),
-            address=Policy(config["LOGIN_FAILURES_PER_ADDRESS"], HOUR, [longest]),
-            registrations=Policy(config["REGISTRATIONS_PER_ADDRESS"], HOUR, [HOUR]),
-            known_for=timedelta(days=config["KNOWN_ADDRESS_DAYS"]),
-        )
+    first, longest = config["LOGIN_PAUSE_SECONDS"], config["LOGIN_PAUSE_MAX_SECONDS"]
+    doublings = math.ceil(math.log2(max(1, longest / first)))
+    pauses = [min(first * 2**number, longest) for number in range(doublings + 1)]
+    limits = Limits(
+        account=Policy("account", config["LOGIN_FAILURES_PER_ACCOUNT"], DAY, pauses),
+        address=Policy("address", config["LOGIN_FAILURES_PER_ADDRESS"], HOUR, [longest]),
+        registrations=Policy("registrations", config["REGISTRATIONS_PER_ADDRESS"], HOUR, [HOUR]),
+        known_for=timedelta(days=config["KNOWN_ADDRESS_DAYS"]),
+    )
+    _limits.set(app, limits if config["RATE_LIMITS"] else NoLimits())
 
 
-def limits() -> Limits:
-    """Return what limits attempts in the present application."""
-    return cast(Limits, current_app.extensions["ratelimit"])
+def limits() -> NoLimits:
+    """Return the rate limits of the current application."""
+    return _limits.get()
 
 
 def rename(old: str, new: str) -> None:
-    """Let an account whose email changes stay known at its addresses, and forget the old email."""
-    _forget_counts(old)
-    # Whoever had the new email before was somebody else.
-    database.write(delete(_known).where(_known.c.account == _account(new)))
-    theirs = _known.c.account == _account(old)
-    columns = literal(_account(new)), _known.c.network, _known.c.last_login_at
-    moved = database.insert(_known).from_select(list(_known.c), select(*columns).where(theirs))
-    # A login that was under way may have remembered it just now.
-    keys = _known.c.account, _known.c.network
-    database.write(moved.on_conflict_do_nothing(index_elements=list(keys)))
-    database.write(delete(_known).where(theirs))
+    """Keep an account known at its addresses when its email changes; forget the old email."""
+    # The account that had the new email before is another one.
+    database.write(delete(known_addresses_table).where(_known.account == _account(new)))
+    values = literal(_account(new)), _known.network, _known.last_login_at
+    known = select(*values).where(_known.account == _account(old))
+    moved = database.insert(known_addresses_table).from_select(list(_known), known)
+    # A concurrent login with the new email may have stored an address just now.
+    keys = [_known.account, _known.network]
+    database.write(moved.on_conflict_do_nothing(index_elements=keys))
+    forget(old)
 
 
 def forget(email: str) -> None:
-    """Delete all that is counted and known of an account."""
-    _forget_counts(email)
-    database.write(delete(_known).where(_known.c.account == _account(email)))
-
-
-def _forget_counts(email: str) -> None:
-    account = f"login:{_account(email)}"
-    at_addresses = select(literal(f"{account}@") + _known.c.network).where(
-        _known.c.account == _account(email)
-    )
-    database.write(delete(_throttles).where(_throttles.c.key == account))
-    database.write(delete(_throttles).where(_throttles.c.key.in_(at_addresses)))
+    """Delete the counts and the known addresses of an account."""
+    account = _account(email)
+    here = _known.account == account
+    at_addresses = select(literal(f"login:{account}@") + _known.network).where(here)
+    database.write(delete(throttles_table).where(_throttles.key == f"login:{account}"))
+    database.write(delete(throttles_table).where(_throttles.key.in_(at_addresses)))
+    database.write(delete(known_addresses_table).where(here))
 
 
 def delete_expired() -> int:
-    """Delete counts and addresses that say nothing any more; return how many, 0 at the end.
-
-    At most DELETED_AT_ONCE of each, and none that somebody else has locked: nobody waits.
-    """
+    """Delete a batch of expired counts and known addresses; return how many, 0 at the end."""
     now = clock.utcnow()
     oldest = now - timedelta(days=current_app.config["KNOWN_ADDRESS_DAYS"])
-    counts = select(_throttles.c.key).where(
-        _throttles.c.resets_at <= now, _throttles.c.paused_until <= now
-    )
-    known = select(_known.c.account, _known.c.network).where(_known.c.last_login_at <= oldest)
-    return _delete(_throttles, [_throttles.c.key], counts) + _delete(
-        _known, [_known.c.account, _known.c.network], known
-    )
-
-
-def _delete(table: Table, key: Sequence[ColumnElement[Any]], expired: Select[Any]) -> int:
-    expired = expired.limit(DELETED_AT_ONCE).with_for_update(skip_locked=True)
-    return database.write(delete(table).where(tuple_(*key).in_(expired)))
+    expired = and_(_throttles.resets_at <= now, _throttles.paused_until <= now)
+    unknown = _known.last_login_at <= oldest
+    counts = database.delete_batch(throttles_table, expired, _throttles.resets_at)
+    return counts + database.delete_batch(known_addresses_table, unknown, _known.last_login_at)

@@ -1,20 +1,19 @@
-"""Sessions: start one, say whose a token is, refresh, list, end.
+"""Sessions: start one, identify the user of a token, refresh, list, end.
 
-A session is a row while it lives. A token names its session, so whatever deletes the row ends the
-token, everywhere and at the next request.
-Functions here write and may flush; the caller commits, but for what goes with a refusal.
+A live session is a row. Every token names its session, so deleting the row invalidates the tokens
+on every server, from the next request on.
+Functions here write and may flush. The caller commits; a refusal commits its own event.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from flask import current_app
 from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
-    Table,
     and_,
     bindparam,
     case,
@@ -25,32 +24,23 @@ from sqlalchemy import (
     update,
 )
 
-from project import audit, clock, database, identifiers, ratelimit, tokens
-from project.api.models import Session, User, token_keys, token_lifetime
-from project.errors import (
-    RefreshReused,
-    ServiceError,
-    SessionEnded,
-    SessionNotFound,
-    TokenInvalid,
-    TokenOfInactive,
-)
+from project import clock, errors, ids
+from project.accounts import audit, rate_limits
 from project.extensions import db
+from project.lib import database
+from project.models import sessions_table, users_table
+from project.tokens import codec, keys
 
-# A refresh token that comes a second time so soon is a lost answer or another tab, not a theft.
-REUSE_INTERVAL = timedelta(seconds=10)
 MAX_LISTED = 1_000
-DELETED_AT_ONCE = 1_000
 
-_users = cast(Table, User.__table__)
-_sessions = cast(Table, Session.__table__)
-
-_NOW = bindparam("now", type_=_sessions.c.expires_at.type)
-_LIVES = _sessions.c.expires_at > _NOW
-# For a query about users: whether `delete_expired` would find something of theirs at `now`.
+_users = users_table.c
+_sessions = sessions_table.c
+_NOW = bindparam("now", type_=_sessions.expires_at.type)
+_IS_LIVE = _sessions.expires_at > _NOW
+# For a query about users: whether `delete_expired` would find sessions of theirs at `now`.
 HAS_EXPIRED = (
-    select(_sessions.c.id)
-    .where(_sessions.c.user_id == _users.c.id, _sessions.c.expires_at <= _NOW)
+    select(_sessions.id)
+    .where(_sessions.user_id == _users.id, _sessions.expires_at <= _NOW)
     .exists()
 )
 
@@ -58,96 +48,92 @@ HAS_EXPIRED = (
 def _with_user(*columns: Any) -> Select[Any]:
     """Return a query for a user and a session: one row, or none when there is no such user.
 
-    `session_id` in it is NULL unless the session lives and is theirs. That is no condition of the
-    join: PostgreSQL might look through all sessions of the user for it instead of finding the one.
+    Its `session_id` is NULL unless the session is live and belongs to the user. That is no
+    condition of the join, for which PostgreSQL might read all sessions of the user.
     """
-    is_theirs = and_(_sessions.c.user_id == _users.c.id, _LIVES)
+    is_theirs = and_(_sessions.user_id == _users.id, _IS_LIVE)
     return (
-        select(*columns, case((is_theirs, _sessions.c.id)).label("session_id"))
-        .select_from(_users.outerjoin(_sessions, _sessions.c.id == bindparam("session_id")))
-        .where(_users.c.id == bindparam("user_id"))
+        select(*columns, case((is_theirs, _sessions.id)).label("session_id"))
+        .select_from(users_table.outerjoin(sessions_table, _sessions.id == bindparam("session_id")))
+        .where(_users.id == bindparam("user_id"))
     )
 
 
 _CALLER = _with_user(
-    _users.c.id,
-    _users.c.username,
-    _users.c.email,
-    _users.c.active,
-    _users.c.admin,
-    _users.c.created_at,
+    _users.id, _users.username, _users.email, _users.active, _users.admin, _users.created_at
 )
-_REFRESHED = _with_user(_users.c.active, *_sessions.c)
-_STARTED = {
-    _sessions.c.id: bindparam("id", type_=_sessions.c.id.type),
-    _sessions.c.user_id: _users.c.id,
-    _sessions.c.generation: literal(0),
-    _sessions.c.created_at: _NOW,
-    _sessions.c.last_used_at: _NOW,
-    _sessions.c.ip: bindparam("ip", type_=_sessions.c.ip.type),
-    _sessions.c.user_agent: bindparam("user_agent", type_=_sessions.c.user_agent.type),
-    _sessions.c.expires_at: bindparam("expires_at", type_=_sessions.c.expires_at.type),
+_SESSION = _with_user(_users.active, *_sessions)
+_NEW_SESSION = {
+    _sessions.id: bindparam("id", type_=_sessions.id.type),
+    _sessions.user_id: _users.id,
+    _sessions.generation: literal(0),
+    _sessions.created_at: _NOW,
+    _sessions.last_used_at: _NOW,
+    _sessions.ip: bindparam("ip", type_=_sessions.ip.type),
+    _sessions.user_agent: bindparam("user_agent", type_=_sessions.user_agent.type),
+    _sessions.expires_at: bindparam("expires_at", type_=_sessions.expires_at.type),
 }
-# Nobody can be deactivated, or have another password, while this runs: the row is locked.
+# FOR SHARE: no other transaction deactivates the user or changes the password before the commit.
 _START = (
-    insert(_sessions)
+    insert(sessions_table)
     .from_select(
-        list(_STARTED),
-        select(*_STARTED.values())
+        list(_NEW_SESSION),
+        select(*_NEW_SESSION.values())
         .where(
-            _users.c.id == bindparam("user_id"),
-            _users.c.email == bindparam("email"),
-            _users.c.active,
-            _users.c.password == bindparam("password_hash"),
+            _users.id == bindparam("user_id"),
+            _users.email == bindparam("email"),
+            _users.active,
+            _users.password == bindparam("password_hash"),
         )
         .with_for_update(read=True),
     )
-    .returning(*_sessions.c)
+    .returning(*_sessions)
 )
 _ROTATE = (
-    update(_sessions)
+    update(sessions_table)
     .where(
-        _sessions.c.id == bindparam("session_id"),
-        _sessions.c.user_id == bindparam("owner_id"),
-        _sessions.c.generation == bindparam("presented"),
-        _LIVES,
-        select(_users.c.id).where(_users.c.id == _sessions.c.user_id, _users.c.active).exists(),
+        _sessions.id == bindparam("session_id"),
+        _sessions.user_id == bindparam("owner_id"),
+        _sessions.generation == bindparam("presented"),
+        _IS_LIVE,
+        select(_users.id).where(_users.id == _sessions.user_id, _users.active).exists(),
     )
-    .returning(*_sessions.c)
+    .returning(*_sessions)
 )
 _LISTED = (
-    select(*(column for column in _sessions.c if column.name not in {"user_id", "generation"}))
-    .where(_sessions.c.user_id == bindparam("user_id"), _LIVES)
-    .order_by(_sessions.c.created_at.desc(), _sessions.c.id.desc())
+    select(*(column for column in _sessions if column.name not in {"user_id", "generation"}))
+    .where(_sessions.user_id == bindparam("user_id"), _IS_LIVE)
+    .order_by(_sessions.created_at.desc(), _sessions.id.desc())
     .limit(MAX_LISTED)
 )
 
 
-class Pair(NamedTuple):
-    """What a client gets: the token for every request, and the one for the next pair."""
+class TokenPair(NamedTuple):
+    """The tokens of a session, as a login or a refresh returns them."""
 
     auth_token: str
     refresh_token: str
-    expires_in: int  # seconds of life that `auth_token` has left
+    expires_in: int  # seconds until `auth_token` expires
+    refresh_expires_in: int  # seconds until `refresh_token` expires
 
 
-class UserChanged(Exception):
-    """The user is not what they were when their password was verified."""
+class AccountChanged(Exception):
+    """The account is not what it was when its password was verified."""
 
 
 def start(
     user_id: int, email: str, password_hash: str, origin: audit.Origin, kind: audit.Kind
-) -> Pair:
+) -> TokenPair:
     """Return the tokens of a new session of a user whose password has just been verified.
 
-    `kind` is what the audit trail calls it. Raises UserChanged when they are gone or deactivated
-    meanwhile, or have another email or hash.
+    `kind` is the event to record. Raise AccountChanged when the user has been deleted or
+    deactivated in the meantime, or has another email or hash.
     """
     now = clock.utcnow()
     started = db.session.execute(
         _START,
         {
-            "id": identifiers.new_session(),
+            "id": ids.new_session(),
             "user_id": user_id,
             "email": email,
             "password_hash": password_hash,
@@ -158,53 +144,54 @@ def start(
         },
     ).one_or_none()
     if started is None:
-        raise UserChanged
+        raise AccountChanged
     audit.record(kind, origin, user_id=user_id, session_id=started.id)
-    return _pair(started, now)
+    return _token_pair(started, now)
 
 
 def _expiry(now: datetime, logged_in_at: datetime) -> datetime:
-    """Return until when a session that is used `now` lives."""
+    """Return when a session expires that is used `now`."""
     config = current_app.config
-    idle = max(token_lifetime(), config["REFRESH_EXPIRATION_SECONDS"])
+    idle = max(keys.auth_token_lifetime(), config["REFRESH_EXPIRATION_SECONDS"])
     return min(
         now + timedelta(seconds=idle),
         logged_in_at + timedelta(seconds=config["SESSION_EXPIRATION_SECONDS"]),
     )
 
 
-def _pair(session: Row[Any], now: datetime) -> Pair:
-    """Return the present tokens of `session`: the same ones as often as they are asked for."""
-    config = current_app.config
+def _token_pair(session: Row[Any], now: datetime) -> TokenPair:
+    """Return the current tokens of `session`; every call for the same row returns the same ones."""
     issued_at, end = int(session.last_used_at.timestamp()), int(session.expires_at.timestamp())
-    access = tokens.Access(
-        session.user_id, session.id, issued_at, min(issued_at + token_lifetime(), end)
+    access = codec.AccessClaims(
+        session.user_id, session.id, issued_at, min(issued_at + keys.auth_token_lifetime(), end)
     )
-    refresh = tokens.Refresh(
+    refresh = codec.RefreshClaims(
         session.user_id,
         session.id,
         session.generation,
         int(session.created_at.timestamp()),
         issued_at,
-        min(issued_at + config["REFRESH_EXPIRATION_SECONDS"], end),
+        min(issued_at + current_app.config["REFRESH_EXPIRATION_SECONDS"], end),
     )
-    return Pair(
-        tokens.encode_access(access, key=config["SECRET_KEY"]),
-        tokens.encode_refresh(refresh, key=config["SECRET_KEY"]),
+    return TokenPair(
+        codec.encode_access(access, key=keys.signing_key()),
+        codec.encode_refresh(refresh, key=keys.signing_key()),
         max(0, access.expires_at - int(now.timestamp())),
+        max(0, refresh.expires_at - int(now.timestamp())),
     )
 
 
 def identify(auth_token: str) -> Row[Any]:
-    """Return the active user whose live session the token belongs to, in one query.
+    """Return the active user to whose live session the token belongs, in one query.
 
-    With `session_id` beside what the table of users has, but for the password. Raises
-    TokenInvalid or TokenExpired for the token itself, TokenOfInactive for its user, SessionEnded.
+    The row has the columns of a user except for the password, and `session_id`. Raise
+    TokenInvalid or TokenExpired for the token; TokenOfInactive when the user is deactivated or
+    deleted; SessionEnded.
     """
     now = clock.utcnow()
-    claims = tokens.decode_access(auth_token, keys=token_keys(), now=now)
+    claims = codec.decode_access(auth_token, keys=keys.verification_keys(), now=now)
     if claims.session_id is None:
-        raise TokenInvalid
+        raise errors.TokenInvalid
     user = database.fetch_one(
         _CALLER, user_id=claims.user_id, session_id=claims.session_id, now=now
     )
@@ -212,123 +199,142 @@ def identify(auth_token: str) -> Row[Any]:
 
 
 def _checked(row: Row[Any] | None) -> Row[Any]:
-    """Return a row of `_with_user` if there is an active user, and a session in it."""
+    """Return a row of `_with_user` if its user is active and its session is live."""
     if row is None or not row.active:
-        raise TokenOfInactive
+        raise errors.TokenOfInactive
     if row.session_id is None:
-        raise SessionEnded
+        raise errors.SessionEnded
     return row
 
 
-def refresh(refresh_token: str, origin: audit.Origin) -> Pair:
-    """Return the next pair of tokens of a session; the refresh token that came is used up.
+def refresh(refresh_token: str, origin: audit.Origin) -> TokenPair:
+    """Return the next token pair of a session; each refresh token is used once.
 
-    Of any number that come at once with the same token one rotates the session, and all get the
-    same pair; so does whoever comes again within REUSE_INTERVAL. After that it is a theft: the
-    session is ended and RefreshReused raised (RFC 9700, 4.14.2). Otherwise raises as `identify`.
+    There are three outcomes for a valid token of a live session:
+
+    - rotated: the token is the current one. The session's generation is raised, once for any
+      number of concurrent requests with this token.
+    - repeated: the token is the one before, which was used in the last REFRESH_REUSE_SECONDS:
+      a response was lost, or two tabs refreshed. The request gets the same pair as the one that
+      rotated the session.
+    - reused: any other token. The session is ended and RefreshReused is raised, because an
+      attacker may have the token (RFC 9700, 4.14.2).
+
+    Raise TokenInvalid or TokenExpired for the token (`codec.decode_refresh` decides), and
+    TokenOfInactive, SessionEnded and TooManyAttempts.
     """
-    attempt = ratelimit.limits().refresh(origin.ip)
+    attempt = rate_limits.limits().refresh(origin.ip)
     now = clock.utcnow()
-    claims = tokens.decode_refresh(refresh_token, keys=token_keys(), now=now)
-    logged_in_at = datetime.fromtimestamp(claims.logged_in_at, UTC)
-    session = db.session.execute(
-        _ROTATE,
-        {
-            "session_id": claims.session_id,
-            "owner_id": claims.user_id,
-            "presented": claims.generation,
-            "now": now,
-            # The columns that change:
-            "generation": claims.generation + 1,
-            "last_used_at": now,
-            "expires_at": _expiry(now, logged_in_at),
-            "ip": origin.ip,
-            "user_agent": origin.user_agent,
-        },
-    ).one_or_none()
-    repeated = session is None
-    session = session or _rotated_already(claims, now, origin)
-    attempt.succeed()
-    # Whoever repeats theirs from where they are could otherwise fill the audit trail.
-    if not repeated or origin.ip != session.ip:
+    claims = codec.decode_refresh(refresh_token, keys=keys.verification_keys(), now=now)
+    rotated = _rotate(claims, now, origin)
+    session = rotated or _repeated_or_refuse(claims, now, origin)
+    # A client that repeats its refresh from the same address does not fill the audit log.
+    if rotated or origin.ip != session.ip:
         audit.record(
             audit.Kind.REFRESHED,
             origin,
             user_id=session.user_id,
             session_id=session.id,
-            repeated=repeated,
+            repeated=not rotated,
         )
-    return _pair(session, now)
+    # After the event, which locks the user: every transaction locks users before counts.
+    attempt.succeed()
+    return _token_pair(session, now)
 
 
-def _rotated_already(claims: tokens.Refresh, now: datetime, origin: audit.Origin) -> Row[Any]:
-    """Return the session that this very token has rotated a moment ago."""
+def _rotate(claims: codec.RefreshClaims, now: datetime, origin: audit.Origin) -> Row[Any] | None:
+    """Raise the generation of a session; return the session, or None if the token is not current.
+
+    One conditional UPDATE decides between concurrent requests.
+    """
+    logged_in_at = datetime.fromtimestamp(claims.logged_in_at, UTC)
+    conditions = {
+        "session_id": claims.session_id,
+        "owner_id": claims.user_id,
+        "presented": claims.generation,
+        "now": now,
+    }
+    values = {
+        "generation": claims.generation + 1,
+        "last_used_at": now,
+        "expires_at": _expiry(now, logged_in_at),
+        "ip": origin.ip,
+        "user_agent": origin.user_agent,
+    }
+    return db.session.execute(_ROTATE, conditions | values).one_or_none()
+
+
+def _repeated_or_refuse(
+    claims: codec.RefreshClaims, now: datetime, origin: audit.Origin
+) -> Row[Any]:
+    """Return the session that this token rotated just now; otherwise refuse the token."""
     about: dict[str, Any] = {"user_id": claims.user_id, "session_id": claims.session_id}
-    row = db.session.execute(_REFRESHED, about | {"now": now}).one_or_none()
+    row = db.session.execute(_SESSION, about | {"now": now}).one_or_none()
     try:
         session = _checked(row)
-    except ServiceError as error:
+    except errors.ServiceError as error:
         if row is None:
             about = {"user_id": None, "session_id": None}
         audit.refuse(error, audit.Kind.REFRESH_REFUSED, origin, **about, why=error.code)
-    used_just_now = now - session.last_used_at <= REUSE_INTERVAL
+    interval = timedelta(seconds=current_app.config["REFRESH_REUSE_SECONDS"])
+    used_just_now = now - session.last_used_at <= interval
     if session.generation != claims.generation + 1 or not used_just_now:
         _end(claims.user_id, claims.session_id)
-        audit.refuse(RefreshReused(), audit.Kind.REFRESH_REUSED, origin, **about)
+        audit.refuse(errors.RefreshReused(), audit.Kind.REFRESH_REUSED, origin, **about)
     return session
 
 
-def hold(user_id: int, session_id: str) -> None:
-    """Let nobody end a live session before this transaction is over; raises SessionEnded.
+def lock(user_id: int, session_id: str) -> None:
+    """Keep other transactions from ending a live session until this one is over.
 
-    For what takes long in the name of a session, and must not happen once somebody has ended it.
+    Raise SessionEnded if it has been ended. For acts that take long between the guard and the
+    commit, and must not happen for a session that was ended meanwhile.
     """
-    session = select(_sessions.c.id).where(_is_live(user_id, session_id))
+    session = select(_sessions.id).where(_is_live(user_id, session_id))
     if db.session.execute(session.with_for_update(read=True)).one_or_none() is None:
-        raise SessionEnded
+        raise errors.SessionEnded
 
 
 def _is_live(user_id: int, session_id: str) -> ColumnElement[bool]:
-    """Return the condition for the session of this id that lives and is this user's."""
+    """Return the condition for a session of this id that is live and belongs to this user."""
     return and_(
-        _sessions.c.id == session_id,
-        _sessions.c.user_id == user_id,
-        _sessions.c.expires_at > clock.utcnow(),
+        _sessions.id == session_id,
+        _sessions.user_id == user_id,
+        _sessions.expires_at > clock.utcnow(),
     )
 
 
 def live(user_id: int) -> Sequence[Row[Any]]:
-    """Return the live sessions of a user, the newest first, at most MAX_LISTED of them."""
+    """Return the live sessions of a user, newest first, at most MAX_LISTED of them."""
     return database.fetch_all(_LISTED, user_id=user_id, now=clock.utcnow())
 
 
 def end(user_id: int, session_id: str, origin: audit.Origin) -> None:
-    """End a live session of this user; raises SessionNotFound when there is none of that id."""
+    """End a live session of this user; raise SessionNotFound if there is none with this id."""
     if not _end(user_id, session_id):
-        raise SessionNotFound
+        raise errors.SessionNotFound
     audit.record(audit.Kind.SESSION_ENDED, origin, user_id=user_id, session_id=session_id)
 
 
 def _end(user_id: int, session_id: str) -> int:
-    return database.write(delete(_sessions).where(_is_live(user_id, session_id)))
+    return database.write(delete(sessions_table).where(_is_live(user_id, session_id)))
 
 
 def end_all(user_id: int, *, but: str | None = None) -> int:
     """End the sessions of a user, all or all but one, and return how many."""
-    # Logins wait for this lock (`_START`): what has not begun when they are ended begins later.
-    db.session.execute(
-        select(_users.c.id).where(_users.c.id == user_id).with_for_update(key_share=True)
-    )
-    statement = delete(_sessions).where(_sessions.c.user_id == user_id)
+    # A concurrent login waits for this lock (`_START`), and so it starts its session afterwards.
+    user = select(_users.id).where(_users.id == user_id)
+    db.session.execute(user.with_for_update(key_share=True))
+    statement = delete(sessions_table).where(_sessions.user_id == user_id)
     if but is not None:
-        statement = statement.where(_sessions.c.id != but)
+        statement = statement.where(_sessions.id != but)
     return database.write(statement)
 
 
 def log_out(
     user_id: int, session_id: str, scope: Literal["others", "all"] | None, origin: audit.Origin
 ) -> None:
-    """End this session of the user, or all others, or all."""
+    """End this session of the user, or all other sessions, or all sessions."""
     if scope is None:
         ended = _end(user_id, session_id)
     else:
@@ -344,18 +350,8 @@ def log_out(
 
 
 def delete_expired(user_id: int | None = None) -> int:
-    """Delete sessions whose time is over, of one user or of all; return how many, 0 at the end.
-
-    At most DELETED_AT_ONCE, so that nobody holds many rows for long. Rows that somebody else is
-    deleting are left to them: nobody waits, so nobody deadlocks.
-    """
-    expired = select(_sessions.c.id).where(_sessions.c.expires_at <= clock.utcnow())
+    """Delete a batch of expired sessions, of one user or of all; return how many, 0 at the end."""
+    expired = _sessions.expires_at <= clock.utcnow()
     if user_id is not None:
-        expired = expired.where(_sessions.c.user_id == user_id)
-    # In the order of an index, or PostgreSQL might read the whole table for the last of them.
-    expired = (
-        expired.order_by(_sessions.c.expires_at)
-        .limit(DELETED_AT_ONCE)
-        .with_for_update(skip_locked=True)
-    )
-    return database.write(delete(_sessions).where(_sessions.c.id.in_(expired)))
+        expired = and_(expired, _sessions.user_id == user_id)
+    return database.delete_batch(sessions_table, expired, _sessions.expires_at)

@@ -1,47 +1,45 @@
-"""Every answer, once: it carries the id of its request, is counted, and is a line of the log."""
+"""The access log: one line for each request, with its request ID, and its metrics."""
 
 import time
 
 import flask
-import structlog
 from flask import Flask, g
 
-from project import metrics
 from project.api.requests import Request
+from project.lib import logs, metrics
 
-# Any other is what somebody made up: it is not logged, and counted as one.
+# Other methods, which a client may make up, are logged and counted as "other".
 _METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
-
-log = structlog.get_logger()
 
 
 def record(app: Flask, request: Request, response: flask.Response) -> None:
-    """Give `response` the id of its request, count it, and log it, as the last thing it meets.
+    """Set X-Request-ID on `response`, count it and log it; the last step of each request.
 
-    The line has the path, never the query or a header. `ms` is the time since the request was
-    handed to the application, the reading of its body included.
+    The line contains the path, never the query or a header. `ms` is the time since the request
+    reached the application, including the time to read its body.
     """
     seconds = time.perf_counter() - request.began_at
     method = request.method if request.method in _METHODS else "other"
     route = request.url_rule.rule if request.url_rule else None
-    here = vars(g._get_current_object())
-    refusal, user = here.get("refusal"), here.get("user")
-    response.headers["X-Request-ID"] = request.id
-    measured = metrics.of(app)
-    measured.answer(method, route, response.status_code, seconds)
+    context = vars(g._get_current_object())
+    refusal, user = context.get("refusal"), context.get("user")
+    status, request_id = response.status_code, request.id
+    response.headers["X-Request-ID"] = request_id
+    counters = metrics.of(app)
+    counters.answer(method, route, status, seconds)
     line: dict[str, object] = {
         "method": method,
-        "path": request.shown_path,
-        "status": response.status_code,
+        "path": request.redacted_path,
+        "status": status,
         "ms": round(seconds * 1000, 1),
         "ip": request.remote_addr,
-        "request_id": request.id,
+        "request_id": request_id,
     }
     if route:
         line["route"] = route
     if refusal:
-        measured.refusal(route, refusal)
+        counters.refusal(route, refusal)
         line["code"] = refusal
     if user:
         line["user_id"] = user.id
-    log.info("request", **line)
+    logs.info("request", line)

@@ -1,105 +1,107 @@
-"""/auth: register, log in, refresh, log out, another password, no account, who am I and where."""
+"""/auth: registration, login, refresh and logout, and the caller's own account and sessions."""
 
 from flask import Response, g
-from flask_openapi3 import APIBlueprint
+from flask.blueprints import BlueprintSetupState
 
-from project import accounts, care, sessions
-from project.api import answers, guards, requests
-from project.api.responses import success
-from project.api.schemas import (
-    AccountDeletion,
-    Credentials,
-    LogoutScope,
-    NewUser,
-    PasswordChange,
-    RefreshToken,
-    SessionPath,
-)
-from project.errors import (
-    AccountInactive,
-    InvalidCredentials,
-    LastAdmin,
-    RefreshReused,
-    SessionEnded,
-    SessionNotFound,
-    TokenExpired,
-    TokenInvalid,
-    TokenOfInactive,
-    TooManyAttempts,
-    UserExists,
-    WrongPassword,
-)
+from project import errors
+from project.accounts import administration, authentication, registration, sessions
+from project.accounts.fields import NewUser
+from project.api import guards, requests, responses, schemas
+from project.api.openapi import Blueprint
+from project.api.responses import full_user, success
 from project.extensions import db
 
-REFUSED_REFRESHES = TokenInvalid, TokenExpired, TokenOfInactive, SessionEnded, RefreshReused
-
-auth_blueprint = APIBlueprint("auth", __name__, url_prefix="/auth")
+auth_blueprint = Blueprint(
+    "auth", "Register, log in, and manage your own account and sessions.", url_prefix="/auth"
+)
 
 
 @auth_blueprint.post("/register")
-@guards.required(requests.take_turn)
-@answers.has(201, answers.Tokens, UserExists, TooManyAttempts)
+@guards.required(requests.reserve_hash_slot)
+@responses.returns(201, schemas.RegisteredUser, errors.UserExists, errors.TooManyAttempts)
 def register_user(body: NewUser) -> Response:
-    """Register a user, and log them in."""
-    pair = accounts.register(body.username, body.email, body.password, requests.origin())
+    """Register a user and log in.
+
+    The token pair is that of the user's first session. A username or an email that differs only in
+    case from that of another user is taken.
+    """
+    user, pair = registration.register(body.username, body.email, body.password, requests.origin())
     db.session.commit()
-    return success(201, message="Successfully registered.", **pair._asdict())
+    return success(201, message="Successfully registered.", data=full_user(user), **pair._asdict())
 
 
 @auth_blueprint.post("/login")
-@guards.required(requests.take_turn)
-@answers.has(200, answers.Tokens, InvalidCredentials, AccountInactive, TooManyAttempts)
-def login_user(body: Credentials) -> Response:
-    """Exchange an email and a password for the tokens of a new session."""
-    pair = accounts.log_in(body.email, body.password, requests.origin())
+@guards.required(requests.reserve_hash_slot)
+@responses.returns(
+    200, schemas.Tokens, errors.InvalidCredentials, errors.AccountInactive, errors.TooManyAttempts
+)
+def login_user(body: schemas.Credentials) -> Response:
+    """Exchange an email and a password for the token pair of a new session.
+
+    The answers to an unknown email and to a wrong password are the same.
+    """
+    pair = authentication.log_in(body.email, body.password, requests.origin())
     db.session.commit()
     return success(message="Successfully logged in.", **pair._asdict())
 
 
 @auth_blueprint.post("/refresh")
-@guards.required(requests.take_place)
-@answers.has(200, answers.Tokens, *REFUSED_REFRESHES, TooManyAttempts)
-def refresh_tokens(body: RefreshToken) -> Response:
-    """Exchange a refresh token for the next pair of tokens of its session."""
+@guards.required(requests.reserve_body_slot)
+@responses.returns(
+    200, schemas.Tokens, *guards.TOKEN_ERRORS, errors.RefreshReused, errors.TooManyAttempts
+)
+def refresh_tokens(body: schemas.RefreshToken) -> Response:
+    """Exchange a refresh token for the next token pair of its session.
+
+    A refresh token is replaced when it is used. Using it again long after that ends the session,
+    because two clients have it.
+    """
     pair = sessions.refresh(body.refresh_token, requests.origin())
     db.session.commit()
     return success(message="Successfully refreshed.", **pair._asdict())
 
 
-@auth_blueprint.get("/logout")
-@auth_blueprint.post("/logout")
+@auth_blueprint.get("/logout", operation_id="logout_user_get")
+@auth_blueprint.post("/logout", operation_id="logout_user_post")
 @guards.required(guards.authenticate_to_log_out)
-@answers.has(200, answers.Done)
-def logout_user(query: LogoutScope) -> Response:
-    """End this session of the caller, or all others, or all."""
+@responses.returns(200, schemas.Done)
+def logout_user(query: schemas.LogoutScope) -> Response:
+    """End the caller's current session, their other sessions, or all of them.
+
+    The tokens of an ended session are refused at once. GET and POST do the same.
+    """
     sessions.log_out(g.user.id, g.user.session_id, query.scope, requests.origin())
     db.session.commit()
     return success(message="Successfully logged out.")
 
 
+@auth_blueprint.record
+def _refuse_head_on_logout(state: BlueprintSetupState) -> None:
+    # The lesson logs out with GET, to which Flask adds HEAD, which must be safe (RFC 9110, 9.2.1).
+    for rule in state.app.url_map.iter_rules("auth.logout_user"):
+        (rule.methods or set()).discard("HEAD")
+
+
 @auth_blueprint.get("/status")
 @guards.required(guards.authenticate)
-@answers.has(200, answers.TheCaller)
+@responses.returns(200, schemas.TheCaller)
 def get_user_status() -> Response:
-    """Say who is calling."""
-    user = g.user
-    return success(
-        data={
-            "id": user.id,
-            "username": user.username,
-            "email": user.email,
-            "active": user.active,
-            "created_at": user.created_at,
-        }
-    )
+    """Retrieve the caller.
+
+    The caller is the user whose access token the request carries.
+    """
+    return success(data=full_user(g.user))
 
 
 @auth_blueprint.post("/password")
-@guards.required(requests.take_turn, guards.authenticate)
-@answers.has(200, answers.Done, WrongPassword, TooManyAttempts)
-def change_password(body: PasswordChange) -> Response:
-    """Give the caller a new password, and end their other sessions unless told otherwise."""
-    accounts.change_password(
+@guards.required(requests.reserve_hash_slot, guards.authenticate)
+@responses.returns(200, schemas.Done, errors.WrongPassword, errors.TooManyAttempts)
+def change_password(body: schemas.PasswordChange) -> Response:
+    """Change the caller's password, and end their other sessions unless `keep_sessions` is true.
+
+    The current session continues with the same tokens.
+    """
+    authentication.change_password(
         g.user,
         requests.origin(),
         current=body.current_password,
@@ -111,24 +113,31 @@ def change_password(body: PasswordChange) -> Response:
 
 
 @auth_blueprint.delete("/account")
-@guards.required(requests.take_turn, guards.authenticate)
-@answers.has(200, answers.Done, WrongPassword, LastAdmin, TooManyAttempts)
-def delete_account(body: AccountDeletion) -> Response:
-    """Delete the caller's own account: the user, their sessions, and everything that names them.
+@guards.required(requests.reserve_hash_slot, guards.authenticate)
+@responses.returns(
+    200, schemas.Done, errors.WrongPassword, errors.LastAdmin, errors.TooManyAttempts
+)
+def delete_account(body: schemas.AccountDeletion) -> Response:
+    """Delete the caller's account: the user, their sessions, and all data that identifies them.
 
-    What is in the audit trail stays there, without the person. The password comes in the body, as
-    JSON: whatever stands between must pass the body of a DELETE on. The last active admin stays.
+    The events of the account stay in the audit log, without the user. The password is sent in the
+    JSON body, so proxies must forward the body of a DELETE request. The last active admin cannot
+    be deleted.
     """
-    care.delete(g.user.id, g.user, requests.origin(), password=body.current_password)
+    administration.delete(g.user.id, g.user, requests.origin(), password=body.current_password)
     db.session.commit()
     return success(message="Account deleted.")
 
 
 @auth_blueprint.get("/sessions")
 @guards.required(guards.authenticate)
-@answers.has(200, answers.Sessions)
+@responses.returns(200, schemas.Sessions)
 def list_sessions() -> Response:
-    """List the live sessions of the caller, newest first."""
+    """List the caller's active sessions, newest first.
+
+    `current` marks the session of the access token that the request carries. The list has at most
+    1,000 sessions.
+    """
     current = g.user.session_id
     live = [
         session._asdict() | {"current": session.id == current}
@@ -139,9 +148,12 @@ def list_sessions() -> Response:
 
 @auth_blueprint.delete("/sessions/<session_id>")
 @guards.required(guards.authenticate)
-@answers.has(200, answers.Done, SessionNotFound)
-def end_session(path: SessionPath) -> Response:
-    """End one session of the caller."""
+@responses.returns(200, schemas.Done, errors.SessionNotFound)
+def end_session(path: schemas.SessionPath) -> Response:
+    """End one of the caller's sessions.
+
+    Its tokens are refused at once. It can be the current session.
+    """
     sessions.end(g.user.id, path.session_id, requests.origin())
     db.session.commit()
     return success(message="Session ended.")

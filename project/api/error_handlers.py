@@ -1,4 +1,4 @@
-"""The only place that turns an exception into an answer."""
+"""Error handlers: the only place that turns an exception into a response."""
 
 import traceback
 from typing import cast
@@ -10,23 +10,26 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
-from project import database, errors
-from project.api import schemas
+from project import errors
+from project.accounts import fields
 from project.api.requests import Request
 from project.api.responses import failure
+from project.lib import database
 
 log = structlog.get_logger()
 
 DATABASE_RETRY_AFTER = 5  # seconds
 
-# What a view of /users itself refuses is a "fail"; what was refused before it, and everything
-# elsewhere, is an "error".
+# The only errors with the status "fail", and only in the users blueprint; all others are "error".
 _VIEW_FAILURES = (
     errors.InvalidPayload,
     errors.EmailExists,
     errors.UserNotFound,
     errors.WrongPassword,
     errors.LastAdmin,
+    errors.OwnAccount,
+    errors.PreconditionFailed,
+    errors.UsernameExists,
 )
 _REFUSED_TOKENS = (errors.TokenInvalid, errors.TokenExpired, errors.TokenOfInactive)
 _BY_STATUS: dict[int | None, type[errors.ServiceError]] = {
@@ -38,39 +41,38 @@ _BY_STATUS: dict[int | None, type[errors.ServiceError]] = {
 
 
 def init_app(app: Flask) -> None:
-    """Make every exception a JSON answer."""
+    """Answer every exception with JSON."""
     app.register_error_handler(errors.ServiceError, answer)
     app.register_error_handler(HTTPException, answer_http)
     app.register_error_handler(SQLAlchemyError, answer_database)
-    app.register_error_handler(Exception, answer_unforeseen)
+    app.register_error_handler(Exception, answer_unhandled)
 
 
-def refuse_invalid(error: ValidationError) -> flask.Response:
-    """Answer a body or query that does not fit its schema."""
-    raise schemas.refuse(error)
+def raise_invalid_payload(error: ValidationError) -> flask.Response:
+    """Raise InvalidPayload for a body or query that does not match its schema."""
+    raise fields.invalid_payload(error)
 
 
 def answer(error: errors.ServiceError) -> flask.Response:
-    """Answer a refusal of the service's own."""
+    """Return the response to an error of the service."""
     flask.g.refusal = error.code
-    name = cast(Request, request).id
-    response = failure(error, word(type(error), request.blueprint), name)
+    status = envelope_status(type(error), request.blueprint)
+    response = failure(error, status, cast(Request, request).id)
     if error.status == 401:
-        # RFC 6750, 3.1: a request without credentials is told no error code.
-        response.headers["WWW-Authenticate"] = (
-            'Bearer error="invalid_token"' if isinstance(error, _REFUSED_TOKENS) else "Bearer"
-        )
+        # RFC 6750, 3.1: no error code if the request has no credentials.
+        code = ', error="invalid_token"' if isinstance(error, _REFUSED_TOKENS) else ""
+        response.headers["WWW-Authenticate"] = f'Bearer realm="users"{code}'
     return response
 
 
-def word(refusal: type[errors.ServiceError], blueprint: str | None) -> str:
-    """Return what `status` says in the answer to a refusal."""
-    in_view = blueprint == "users" and issubclass(refusal, _VIEW_FAILURES)
+def envelope_status(error: type[errors.ServiceError], blueprint: str | None) -> str:
+    """Return the `status` member of the response to an error, "fail" or "error"."""
+    in_view = blueprint == "users" and issubclass(error, _VIEW_FAILURES)
     return "fail" if in_view else "error"
 
 
 def answer_http(error: HTTPException) -> flask.Response:
-    """Answer a refusal of the framework's, with the headers it carries (Allow, for one)."""
+    """Return the response to an error of Flask or Werkzeug, with its headers (such as Allow)."""
     response = answer(_BY_STATUS.get(error.code, errors.BadRequest)())
     for name, value in error.get_headers():
         if name != "Content-Type":
@@ -79,22 +81,22 @@ def answer_http(error: HTTPException) -> flask.Response:
 
 
 def answer_database(error: SQLAlchemyError) -> flask.Response:
-    """Answer a fault of the database, or of our statements."""
+    """Return a 503 if the database is unavailable, and a 500 for any other database error."""
     if not database.is_unavailable(error):
-        return answer_unforeseen(error)
+        return answer_unhandled(error)
     state = getattr(getattr(error, "orig", None), "pgcode", None)
     log.error("database_unavailable", error=type(error).__name__, sqlstate=state)
     return answer(errors.DatabaseUnavailable(retry_after=DATABASE_RETRY_AFTER))
 
 
-def answer_unforeseen(error: Exception) -> flask.Response:
-    """Answer an exception that nobody foresaw, and log it."""
-    log_unforeseen(error)
+def answer_unhandled(error: Exception) -> flask.Response:
+    """Log an unexpected exception and return a 500."""
+    log_unhandled(error)
     return answer(errors.InternalError())
 
 
-def log_unforeseen(error: BaseException) -> None:
-    """Log where an exception came from, never its text: that may quote a row or a password."""
+def log_unhandled(error: BaseException) -> None:
+    """Log the type and stack of an exception, never its text, which may quote a row or a secret."""
     stack = "".join(traceback.format_tb(error.__traceback__))
-    path = cast(Request, request).shown_path
+    path = cast(Request, request).redacted_path
     log.error("unhandled_exception", error=type(error).__name__, path=path, stack=stack)

@@ -1,49 +1,44 @@
-"""Who is calling. A guard verifies and raises; it answers nothing.
+"""Guards: functions that authenticate and authorize a request, or raise an error.
 
-A view names its guards with `@required(...)`; `speak_first` calls them before the body is read.
+A view names its guards with `@required(...)`; `run_guards` calls them before the body is read.
 """
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 from flask import current_app, g, request
 
-from project import sessions
-from project.api import answers
-from project.errors import (
-    LogoutTokenMissing,
-    PermissionDenied,
-    SessionEnded,
-    TokenExpired,
-    TokenInvalid,
-    TokenMissing,
-    TokenOfInactive,
+from project import errors
+from project.accounts import sessions
+from project.api import responses
+from project.api.responses import Function
+
+TOKEN_ERRORS = (
+    errors.TokenInvalid,
+    errors.TokenExpired,
+    errors.TokenOfInactive,
+    errors.SessionEnded,
 )
+_ACCESS_ERRORS = (errors.PermissionDenied, errors.TokenMissing, *TOKEN_ERRORS)
 
-View = TypeVar("View", bound=Callable[..., Any])
-
-# RFC 6750, 2.1: one scheme, in any case, one space, one token.
+# RFC 6750, 2.1: the scheme in any case, one space, one token.
 _BEARER = re.compile(r"bearer ([A-Za-z0-9._~+/-]+=*)", re.ASCII | re.IGNORECASE)
 
 
-_REFUSED = (TokenInvalid, TokenExpired, TokenOfInactive, SessionEnded)
+def required(*guards: Callable[[], None]) -> Callable[[Function], Function]:
+    """Return a decorator that sets the guards of a view, in the order in which they run."""
 
-
-def required(*guards: Callable[[], None]) -> Callable[[View], View]:
-    """Return a decorator that names the guards of a view, in the order in which they speak."""
-
-    def name(view: View) -> View:
+    def decorate(view: Function) -> Function:
         view.guards = guards  # type: ignore[attr-defined]  # a function takes any attribute
         return view
 
-    return name
+    return decorate
 
 
-def speak_first() -> None:
-    """Call the guards of the view that this request is for.
+def run_guards() -> None:
+    """Run the guards of the requested view.
 
-    OPTIONS asks which methods there are, which is no secret, and carries no token.
+    OPTIONS requests carry no token and only return the methods of a path, so no guard runs.
     """
     if request.method != "OPTIONS":
         view = current_app.view_functions.get(request.endpoint or "")
@@ -51,60 +46,60 @@ def speak_first() -> None:
             guard()
 
 
-@answers.raises(TokenMissing, *_REFUSED)
+@responses.raises(errors.TokenMissing, *TOKEN_ERRORS)
 def authenticate() -> None:
-    """Put the user who is calling on `g.user`, with the `session_id` they call in, in one query.
+    """Set `g.user` to the user of the access token, including its `session_id`, with one query.
 
-    Raises TokenMissing with no Authorization header, TokenInvalid for one that is no Bearer
-    token, and what `sessions.identify` raises.
+    Raises TokenMissing without an Authorization header, TokenInvalid if the header is no Bearer
+    token, and the errors of `sessions.identify`.
     """
     header = request.headers.get("Authorization")
     if header is None:
-        raise TokenMissing
+        raise errors.TokenMissing
     bearer = _BEARER.fullmatch(header)
     if bearer is None:
-        raise TokenInvalid
+        raise errors.TokenInvalid
     g.user = sessions.identify(bearer[1])
 
 
-@answers.raises(LogoutTokenMissing, *_REFUSED)
+@responses.raises(errors.LogoutTokenMissing, *TOKEN_ERRORS)
 def authenticate_to_log_out() -> None:
-    """As `authenticate`, with the 403 that logout has for a missing header."""
+    """Authenticate, but raise LogoutTokenMissing (403) without an Authorization header."""
     if "Authorization" not in request.headers:
-        raise LogoutTokenMissing
+        raise errors.LogoutTokenMissing
     authenticate()
 
 
-@answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
+@responses.raises(*_ACCESS_ERRORS)
 def admin() -> None:
-    """Let only active admins in."""
+    """Require an active admin."""
     authenticate()
     if not g.user.admin:
-        raise PermissionDenied
+        raise errors.PermissionDenied
 
 
-@answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
+@responses.raises(*_ACCESS_ERRORS)
 def admin_unless_open() -> None:
-    """Let anybody in while the users API is open, and as `admin` when it is not."""
+    """Require an active admin, unless the users API is open."""
     if not current_app.config["USERS_API_OPEN"]:
         admin()
 
 
-@answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
+@responses.raises(*_ACCESS_ERRORS)
 def admin_or_self() -> None:
-    """Let active admins in, and the user whose id is in the path."""
+    """Require an active admin, or the user whose ID is in the path."""
     authenticate()
     if not g.user.admin and (request.view_args or {})["user_id"] != str(g.user.id):
-        raise PermissionDenied
+        raise errors.PermissionDenied
 
 
-@answers.raises(PermissionDenied, TokenMissing, *_REFUSED)
+@responses.raises(*_ACCESS_ERRORS)
 def admin_or_self_unless_open() -> None:
-    """Let anybody in while the users API is open, and as `admin_or_self` when it is not."""
+    """Require an active admin or the user in the path, unless the users API is open."""
     if not current_app.config["USERS_API_OPEN"]:
         admin_or_self()
 
 
 def is_admin() -> bool:
-    """Tell whether a guard before this has seen that the caller is an admin."""
+    """Tell whether a guard authenticated the caller, and the caller is an admin."""
     return "user" in g and bool(g.user.admin)

@@ -1,26 +1,32 @@
-"""/health: is this process alive, and may requests be sent to it? For balancers and the like."""
+"""/health: liveness and readiness, for load balancers and orchestrators."""
 
 from flask import Response
-from flask_openapi3 import APIBlueprint
 
-from project import readiness
-from project.api import answers
+from project import errors
+from project.api import responses, schemas
+from project.api.openapi import Blueprint
 from project.api.responses import success
-from project.errors import DatabaseNotMigrated, DatabaseUnavailable
+from project.lib import readiness
 
-health_blueprint = APIBlueprint("health", __name__, url_prefix="/health")
+health_blueprint = Blueprint("health", "Liveness and readiness.", url_prefix="/health")
 
 
 @health_blueprint.get("/live")
-@answers.has(200, answers.Probe)
+@responses.returns(200, schemas.Probe)
 def get_liveness() -> Response:
-    """Say that the process answers; of a process that does not, a new one is started."""
+    """Check that the process responds; a process that does not should be restarted.
+
+    No other component is checked.
+    """
     return success(message="alive")
 
 
 @health_blueprint.get("/ready")
-@answers.has(200, answers.Probe, DatabaseUnavailable, DatabaseNotMigrated)
+@responses.returns(200, schemas.Probe, errors.DatabaseUnavailable, errors.DatabaseNotMigrated)
 def get_readiness() -> Response:
-    """Say that the database answers, and has the tables; until then, requests go elsewhere."""
+    """Check that the database is available and migrated.
+
+    A process that is not ready should receive no requests.
+    """
     readiness.check()
     return success(message="ready")

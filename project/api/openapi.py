@@ -1,327 +1,331 @@
-"""The document of the API (OpenAPI 3.1), made from the views, their guards, schemas and answers.
+"""The API document (OpenAPI 3.1).
 
-At /docs/openapi.json, with Swagger UI's page at /docs; both only where API_DOCS says so.
+flask-openapi3 generates paths, parameters, request bodies, tags and security from the routes.
+`Blueprint` adds the responses that views and guards declare (`responses.returns` and
+`responses.raises`), with the examples in examples.json.
+
+Client generators decide its form. Responses may gain members, so no schema of a response excludes
+others. All errors share three schemas, which differ in their members and in the values of `code`;
+the description and the examples of a response say which codes it has.
 """
 
 import inspect
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import cache
-from http import HTTPStatus
-from importlib import resources
+from collections.abc import Callable, Iterable
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import flask
 import orjson
-from flask import Blueprint, Flask, current_app, send_from_directory
+from flask_openapi3 import APIBlueprint, Info, OpenAPI, Schema, Tag
+from flask_openapi3.types import ParametersTuple, SecuritySchemesDict
+from flask_openapi3.utils import get_model_schema
 from pydantic import BaseModel, ValidationError
-from pydantic.json_schema import models_json_schema
-from werkzeug.routing import Rule
 
 from project import errors
-from project.api import answers, error_handlers, schemas
-from project.api.answers import Answers
-from project.api.responses import Response, failure
+from project.accounts import fields
+from project.api import error_handlers, guards, schemas
+from project.api.responses import Responses, failure
+from project.errors import ServiceError
 
-TITLE, VERSION = "Users service", "1.0.0"
-_EXAMPLES = Path(__file__).with_name("examples.json")
-_PAGE = Path(__file__).with_name("docs.html")
-_SCRIPT = Path(__file__).with_name("docs.js")
-_SWAGGER_UI = resources.files("flask_openapi3_swagger") / "templates" / "swagger"
-# Swagger UI writes styles into its elements; all else comes from files of the service.
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+INFO = Info(
+    title="Users service",
+    version="1.0.0",
+    description="""\
+Requests and responses are JSON. The `status` of a response is `success`, or `error` where the
+request was refused (`fail` where an endpoint of `/users` refused it). An error has a `message` for
+people and a `code` for programs.
+
+An unknown path is a 404 `not_found`. A method that a path does not support is a 405
+`method_not_allowed`, with the supported methods in `Allow`. A 429 or 503 has `Retry-After`, in
+seconds. Every response has the request ID that the log has, in `X-Request-ID`; a 5xx has it in
+`request_id` too.
+
+A registration and a request with the current password have `RateLimit-Policy` and `RateLimit`
+(draft-ietf-httpapi-ratelimit-headers-10). A login and a refresh have only `Retry-After`.
+
+To send authenticated requests from this page, log in, press *Authorize* and enter the `auth_token`.
+""",
 )
-_REQUEST_ID = "c5e1f4581461cd7d0dc9bfd2d9c1059f"  # of an example
-_REQUEST_ID_HEADER = "#/components/headers/X-Request-ID"
-_WITH_ERRORS = {errors.InvalidPayload, errors.UserExists, errors.EmailExists}
-_TAGS = {
-    "auth": "Register, log in, and everything about the caller's own sessions.",
-    "health": "Whether the process answers, and may be sent requests.",
-    "users": "The users, and what happened to their accounts.",
+SECURITY_SCHEMES: SecuritySchemesDict = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "The `auth_token` of a login, a registration or a refresh.",
+    }
 }
-_DESCRIPTION = """\
-JSON in, JSON out. A success is `{"status": "success", ...}`; a refusal has `status` `error` (or
-`fail`, where a view of `/users` refuses), a `message` for people and a `code` for programs.
 
-An unknown address is a 404 `not_found`, a method that an address does not take a 405
-`method_not_allowed` with `Allow`. A 429 or 503 has `Retry-After`, in seconds. Every answer has the
-id under which the log has it in `X-Request-ID`, and where the service failed in `request_id` too.
+_STRING, _INTEGER = {"type": "string"}, {"type": "integer"}
+_REQUEST_ID_HEADER = {
+    "description": "The request ID, as in the log: the one that the request sent, or a new one.",
+    "schema": _STRING,
+}
+_LINK = {"description": "The next page, if there is one (RFC 8288).", "schema": _STRING}
+_ETAG = {"description": "The version of the user, for `If-Match` of a change.", "schema": _STRING}
+_LOCATION = {"description": "The path of the user.", "schema": _STRING}
+_HEADERS_BY_MODEL = {
+    schemas.OneUser: {"ETag": _ETAG},
+    schemas.ChangedUser: {"ETag": _ETAG},
+    schemas.AddedUser: {"Location": _LOCATION},
+}
+_CHALLENGE = {"WWW-Authenticate": {"description": "RFC 6750, 3.", "schema": _STRING}}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": _INTEGER}}
+_HEADERS_BY_STATUS = {401: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+# Requests and responses as they were sent once, by operation ID.
+_EXAMPLES = orjson.loads(Path(__file__).with_name("examples.json").read_bytes())
+_EXAMPLE_REQUEST_ID = "c5e1f4581461cd7d0dc9bfd2d9c1059f"
+_WITH_ERRORS = {
+    errors.InvalidPayload,
+    errors.UserExists,
+    errors.EmailExists,
+    errors.UsernameExists,
+}
+_MESSAGE = {"type": "string", "description": "A text for people, which may change."}
+_ERROR_STATUS = {
+    "type": "string",
+    "enum": ["error", "fail"],
+    "description": "`fail` where a view of `/users` refused the request, otherwise `error`.",
+}
+_ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Error": ("The request was refused.", {}),
+    "FieldError": (
+        "Values in the request are invalid or taken.",
+        {
+            "errors": {
+                "type": "object",
+                "description": "The reason for each field, or for the whole `body`.",
+                "additionalProperties": _STRING,
+            }
+        },
+    ),
+    "ServerError": (
+        "The service failed, or cannot answer now.",
+        {"request_id": {"type": "string", "description": "The request ID, as in X-Request-ID."}},
+    ),
+}
+# The fields with a new password, whose minimum length is a setting.
+_NEW_PASSWORDS = (("NewUser", "password"), ("PasswordChange", "new_password"))
+_NO_TOKEN: dict[str, list[str]] = {}
+_TOKEN_OPTIONAL = {guards.admin_unless_open, guards.admin_or_self_unless_open}
 
-Log in, press *Authorize*, and put the `auth_token` in.
-"""
 
-docs_blueprint = Blueprint("docs", __name__, url_prefix="/docs")
+class Blueprint(APIBlueprint):
+    """A blueprint whose routes are documented with what their views and guards declare."""
+
+    def __init__(self, name: str, description: str, url_prefix: str | None = None) -> None:
+        """Document every route under the tag `name`, which has this description."""
+        tag = Tag(name=name, description=description)
+        super().__init__(name, __name__, url_prefix=url_prefix, abp_tags=[tag])
+
+    def _collect_openapi_info(
+        self, rule: str, func: Callable[..., Any], **options: Any
+    ) -> ParametersTuple:
+        """Document a route as flask-openapi3 does, and add responses, security and operation ID.
+
+        The library calls this method, which it keeps private, when a view is decorated. Raises
+        LookupError for a view without `responses.returns`.
+        """
+        declared: Responses | None = getattr(func, "responses", None)
+        if declared is None:
+            raise LookupError(f"{rule}: {func.__name__} declares no responses (@responses.returns)")
+        view_guards = getattr(func, "guards", ())
+        takes = get_type_hints(func)
+        operation_id = options["operation_id"] or func.__name__
+        responses = {declared.status: self._success_response(declared.model, operation_id, takes)}
+        refusals = _refusals(declared, view_guards, takes)
+        for status, group in groupby(refusals, key=attrgetter("status")):
+            responses[status] = self._refusal_response(status, group, takes)
+        options |= {
+            "operation_id": operation_id,
+            # The library would join the lines of the docstring with <br/>.
+            "description": inspect.cleandoc(func.__doc__ or "").partition("\n")[2].strip(),
+            "security": _security(view_guards),
+            "responses": responses,
+        }
+        return super()._collect_openapi_info(rule, func, **options)
+
+    def _success_response(
+        self, model: type[BaseModel], operation_id: str, takes: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the response of a successful request, with its recorded example."""
+        schema = get_model_schema(model, mode="serialization")
+        for name, definition in {model.__name__: schema, **schema.get("$defs", {})}.items():
+            self.components_schemas[name] = Schema(**definition)
+        is_page = "limit" in getattr(takes.get("query"), "model_fields", ())
+        content: dict[str, Any] = {"schema": _reference(model.__name__)}
+        if example := _EXAMPLES.get(operation_id):
+            content["example"] = example["answer"]
+        return {
+            "description": inspect.getdoc(model),
+            "headers": {"Link": _LINK} if is_page else dict(_HEADERS_BY_MODEL.get(model, {})),
+            "content": {"application/json": content},
+        }
+
+    def _refusal_response(
+        self, status: int, alternatives: Iterable[type[ServiceError]], takes: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the response of one status, with an example of each error by its code."""
+        by_code = {refusal.code: refusal for refusal in alternatives}
+        examples = {}
+        for code, refusal in by_code.items():
+            answer = failure(
+                refusal(errors=_example_errors(refusal, takes)),
+                error_handlers.envelope_status(refusal, self.name),
+                _EXAMPLE_REQUEST_ID,
+            )
+            examples[code] = {"value": answer.get_json()}
+        # Validators and generated clients try the schemas in order: the more exact ones first.
+        names = sorted({_error_schema(refusal) for refusal in by_code.values()}, reverse=True)
+        references = [_reference(name) for name in names]
+        schema = references[0] if len(references) == 1 else {"anyOf": references}
+        lines = [f"`{code}`: {refusal.message}" for code, refusal in by_code.items()]
+        return {
+            "description": "\n\n".join(lines),
+            "headers": _HEADERS_BY_STATUS.get(status, {}),
+            "content": {"application/json": {"schema": schema, "examples": examples}},
+        }
 
 
-def init_app(app: Flask) -> None:
-    """Serve document and page where API_DOCS says so."""
-    if app.config["API_DOCS"]:
-        app.register_blueprint(docs_blueprint)
+def describe(app: OpenAPI, origin: str = "") -> dict[str, Any]:
+    """Return the API document of `app`, for its settings.
 
-
-@docs_blueprint.get("/openapi.json")
-def get_document() -> flask.Response:
-    """Answer with the document, which is made when it is first asked for."""
-    if "document" not in current_app.extensions:
-        current_app.extensions["document"] = orjson.dumps(describe(current_app))
-    return Response(current_app.extensions["document"])
-
-
-@docs_blueprint.get("")
-def get_page() -> flask.Response:
-    """Answer with the page."""
-    return _looser(Response(_PAGE.read_bytes()), "text/html; charset=utf-8")
-
-
-@docs_blueprint.get("/docs.js")
-def get_script() -> flask.Response:
-    """Answer with the script that starts Swagger UI."""
-    return _looser(Response(_SCRIPT.read_bytes()), "text/javascript; charset=utf-8")
-
-
-@docs_blueprint.get("/swagger/<path:name>")
-def get_file(name: str) -> flask.Response:
-    """Answer with a file of Swagger UI, from the package that it ships in."""
-    response = send_from_directory(str(_SWAGGER_UI), name)
-    return _looser(response, response.content_type or "application/octet-stream")
-
-
-def _looser(response: flask.Response, content_type: str) -> flask.Response:
-    """Let the page use what it is made of; every other answer of the service may use nothing."""
-    response.headers["Content-Type"] = content_type
-    response.headers["Content-Security-Policy"] = _POLICY
-    return response
-
-
-def describe(app: Flask) -> dict[str, Any]:
-    """Return the document of what `app` answers.
-
-    Raises LookupError for a route that does not say what it answers.
+    `origin` is where clients find the service; by default, where they found the document.
     """
-    routes = list(_routes(app))
-    models = {model for _, view in routes for model in _models(view)}
-    _, definitions = models_json_schema(
-        [(model, "serialization") for model in sorted(models, key=lambda model: model.__name__)],
-        ref_template="#/components/schemas/{model}",
-    )
-    components: dict[str, Any] = dict(sorted(definitions.get("$defs", {}).items()))
-    paths: dict[str, Any] = {}
-    methods = Counter(rule.endpoint for rule, _ in routes)
-    for rule, view in routes:
-        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
-        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-            name = view.__name__
-            if methods[rule.endpoint] > 1:
-                name += f"_{method.lower()}"
-            operation = _operation(name, rule.endpoint.partition(".")[0], view, components)
-            paths.setdefault(path, {})[method.lower()] = operation
+    document: dict[str, Any] = _simplified(app.api_doc)
+    document["servers"] = [_server(origin)]
+    components = document["components"]
+    components["headers"] = {"X-Request-ID": _REQUEST_ID_HEADER}
+    components["schemas"] |= _error_schemas()
+    for name, field in _NEW_PASSWORDS:
+        new_password = components["schemas"][name]["properties"][field]
+        new_password["minLength"] = app.config["PASSWORD_MIN_LENGTH"]
+    # The library adds a 422 to every operation; this service answers 400 to an invalid request.
+    components["schemas"].pop(app.validation_error_model.__name__, None)
+    for operation in chain.from_iterable(path.values() for path in document["paths"].values()):
+        operation["responses"].pop(app.validation_error_status, None)
+        for response in operation["responses"].values():
+            reference = {"$ref": "#/components/headers/X-Request-ID"}
+            response.setdefault("headers", {})["X-Request-ID"] = reference
+        if example := _EXAMPLES.get(operation["operationId"], {}).get("request"):
+            operation["requestBody"]["content"]["application/json"]["example"] = example
+        # The library leaves out an empty list.
+        security = operation.setdefault("security", [])
+        if not app.config["USERS_API_OPEN"] and _NO_TOKEN in security:
+            security.remove(_NO_TOKEN)
+    return document
+
+
+def _server(origin: str) -> dict[str, Any]:
+    """Return the server, whose URL is relative if `origin` is empty.
+
+    Tools that need an absolute URL, such as Postman, ask for the variable. A URL of "/" would not
+    do: generated clients put it in front of each path, and "//auth/login" is on the host "auth".
+    """
+    description = "Scheme, host and port. If empty, those from which this document was loaded."
     return {
-        "openapi": "3.1.0",
-        "info": {"title": TITLE, "version": VERSION, "description": _DESCRIPTION},
-        "servers": [{"url": "/"}],
-        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
-        "paths": paths,
-        "components": {
-            "schemas": components,
-            "headers": {
-                "X-Request-ID": _header(
-                    "what the request is called in the log: the X-Request-ID that came with it, if"
-                    " it is sane, or a new one"
-                )
-            },
-            "securitySchemes": {
-                "bearer": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "bearerFormat": "JWT",
-                    "description": "The `auth_token` of a login, a registration or a refresh.",
-                }
-            },
-        },
+        "url": "{origin}",
+        "description": "The service.",
+        "variables": {"origin": {"default": origin, "description": description}},
     }
 
 
-def _routes(app: Flask) -> Iterator[tuple[Rule, Any]]:
-    for rule in app.url_map.iter_rules():
-        if not rule.endpoint.startswith("docs."):
-            view = app.view_functions[rule.endpoint]
-            if not isinstance(getattr(view, "answers", None), Answers):
-                raise LookupError(f"{rule.rule}: {view.__name__} names no answers (@answers.has)")
-            yield rule, view
-
-
-def _models(view: Any) -> set[type[BaseModel]]:
-    body = _parameters(view).get("body")
-    return {view.answers.model, *([body] if body else [])}
-
-
-def _parameters(view: Any) -> dict[str, type[BaseModel]]:
-    """Return the schemas of what a view takes: path, query, body."""
-    return {name: one.annotation for name, one in inspect.signature(view).parameters.items()}
-
-
-def _operation(name: str, blueprint: str, view: Any, components: dict[str, Any]) -> dict[str, Any]:
-    summary, _, description = (inspect.getdoc(view) or "").partition("\n")
-    takes = _parameters(view)
-    guards = getattr(view, "guards", ())
-    refusals = _refusals(view, guards, takes)
-    operation: dict[str, Any] = {
-        "operationId": name,
-        "tags": [blueprint],
-        "summary": summary,
-        "description": description.strip(),
-        "parameters": [
-            *_fields(takes.get("path"), "path"),
-            *_fields(takes.get("query"), "query"),
-        ],
-        "responses": {
-            str(view.answers.status): _success(view, name),
-            **_failures(refusals, blueprint, components, takes),
-        },
+def _simplified(part: Any) -> Any:
+    """Return a part of the document without generated titles, and with bounds as integers."""
+    if isinstance(part, list):
+        return [_simplified(each) for each in part]
+    if isinstance(part, float):
+        return int(part)
+    if not isinstance(part, dict):
+        return part
+    generated = isinstance(part.get("title"), str) and "version" not in part  # not of `info`
+    return {
+        key: _simplified(value) for key, value in part.items() if not (generated and key == "title")
     }
-    for response in operation["responses"].values():
-        response.setdefault("headers", {})["X-Request-ID"] = {"$ref": _REQUEST_ID_HEADER}
-    if errors.TokenInvalid in refusals and errors.RefreshReused not in refusals:
-        is_open = any(guard.__name__.endswith("_unless_open") for guard in guards)
-        operation["security"] = [{"bearer": []}, *([{}] if is_open else [])]
-    if body := takes.get("body"):
-        content: dict[str, Any] = {"schema": _reference(body.__name__)}
-        if example := _examples().get(name, {}).get("request"):
-            content["example"] = example
-        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
-    return {key: value for key, value in operation.items() if value}
 
 
 def _refusals(
-    view: Any, guards: Iterable[Any], takes: dict[str, type[BaseModel]]
-) -> set[type[errors.ServiceError]]:
-    """Return everything that a route may refuse with, and every way in which it may fail."""
-    refusals = {*view.answers.errors, errors.InternalError}
-    for guard in guards:
+    declared: Responses, view_guards: tuple[Any, ...], takes: dict[str, Any]
+) -> list[type[ServiceError]]:
+    """Return every error that a route may answer with, by status and code."""
+    refusals = {*declared.errors, errors.InternalError}
+    for guard in view_guards:
         refusals |= set(guard.raises)
     if "body" in takes:
         refusals |= {errors.InvalidPayload, errors.PayloadTooLarge}
     if "query" in takes:
         refusals.add(errors.InvalidPayload)
-    if view.answers.model is not answers.Probe:
+    if declared.model is not schemas.Probe:
         refusals |= {errors.DatabaseUnavailable, errors.HttpsRequired}
-    return refusals
+    return sorted(refusals, key=attrgetter("status", "code"))
 
 
-def _fields(model: type[BaseModel] | None, place: str) -> Iterator[dict[str, Any]]:
-    """Yield the parameters that the fields of a schema are."""
-    for name, schema in (model.model_json_schema() if model else {}).get("properties", {}).items():
-        shown = {
-            key: value
-            for key, value in schema.items()
-            if key != "title" and (key, value) != ("default", None)
-        }
-        yield {"name": name, "in": place, "required": place == "path", "schema": shown}
+def _security(view_guards: tuple[Any, ...]) -> list[dict[str, list[str]]]:
+    """Return the security requirements of a route; the empty one makes the token optional."""
+    if not any(errors.TokenInvalid in guard.raises for guard in view_guards):
+        return []
+    token_optional = not _TOKEN_OPTIONAL.isdisjoint(view_guards)
+    return [{"bearer": []}, _NO_TOKEN] if token_optional else [{"bearer": []}]
 
 
-def _success(view: Any, operation_id: str) -> dict[str, Any]:
-    model, status = view.answers.model, view.answers.status
-    content: dict[str, Any] = {"schema": _reference(model.__name__)}
-    if example := _examples().get(operation_id, {}).get("answer"):
-        content["example"] = example
-    response: dict[str, Any] = {
-        "description": inspect.getdoc(model) or HTTPStatus(status).phrase,
-        "content": {"application/json": content},
-    }
-    if "limit" in (_parameters(view).get("query") or BaseModel).model_fields:
-        response["headers"] = {"Link": _header("the next page, if there is one (RFC 8288)")}
-    return response
-
-
-def _failures(
-    refusals: Iterable[type[errors.ServiceError]],
-    blueprint: str,
-    components: dict[str, Any],
-    takes: dict[str, type[BaseModel]],
-) -> dict[str, Any]:
-    """Return the responses that refusals are, by status; their schemas go to `components`."""
-    by_status: dict[str, list[type[errors.ServiceError]]] = {}
-    for refusal in sorted(refusals, key=lambda refusal: (refusal.status, refusal.code)):
-        by_status.setdefault(str(refusal.status), []).append(refusal)
-    responses: dict[str, Any] = {}
-    for status, alternatives in by_status.items():
-        schemas_, examples, lines = [], {}, []
-        for refusal in alternatives:
-            word = error_handlers.word(refusal, blueprint)
-            name = refusal.__name__ + ("InView" if word == "fail" else "")
-            components.setdefault(name, _failure_schema(refusal, word))
-            schemas_.append(_reference(name))
-            lines.append(f"`{refusal.code}`: {refusal.message}")
-            details = {"email": "is taken"} if refusal in _WITH_ERRORS else None
-            if refusal is errors.InvalidPayload:
-                details = _mistakes(takes)
-            envelope = failure(refusal(errors=details), word, _REQUEST_ID).get_data()
-            examples[name] = {"value": orjson.loads(envelope)}
-        responses[status] = {
-            "description": "\n\n".join(dict.fromkeys(lines)),
-            "content": {
-                "application/json": {
-                    "schema": schemas_[0] if len(schemas_) == 1 else {"anyOf": schemas_},
-                    "examples": examples,
-                }
-            },
-        }
-        if status == "401":
-            responses[status]["headers"] = {"WWW-Authenticate": _header("RFC 6750, 3")}
-        elif status in {"429", "503"}:
-            responses[status]["headers"] = {"Retry-After": _header("seconds", "integer")}
-    return responses
-
-
-def _mistakes(takes: dict[str, type[BaseModel]]) -> dict[str, str]:
-    """Return what a request is told that has nothing in its body, or nonsense in its query."""
-    # Whoever would delete their own account where that takes no password is asked for one.
-    model, wrong = takes.get("body", schemas.AccountDeletion), {}
+def _example_errors(refusal: type[ServiceError], takes: dict[str, Any]) -> dict[str, str] | None:
+    """Return the `errors` of an example: the answer to an empty body or an invalid query."""
+    if refusal is not errors.InvalidPayload:
+        return {"email": "is taken"} if refusal in _WITH_ERRORS else None
+    # DELETE /users/<id> takes neither; for the caller's own account it requires the password.
+    model, invalid = takes.get("body", schemas.AccountDeletion), {}
     if "query" in takes:
-        model, wrong = takes["query"], dict.fromkeys(takes["query"].model_fields, "-")
+        model, invalid = takes["query"], dict.fromkeys(takes["query"].model_fields, "-")
     try:
-        model.model_validate(wrong)
+        model.model_validate(invalid)
     except ValidationError as error:
-        return schemas.refuse(error).errors or {}
-    raise LookupError(f"{model} takes {wrong}")
+        return fields.invalid_payload(error).errors
+    raise LookupError(f"{model} accepts {invalid}")
 
 
-def _failure_schema(refusal: type[errors.ServiceError], word: str) -> dict[str, Any]:
-    properties: dict[str, Any] = {
-        "status": {"const": word},
-        "message": {"const": refusal.message},
-        "code": {"const": refusal.code},
-    }
-    required = list(properties)
-    if refusal in _WITH_ERRORS:
-        properties["errors"] = {"type": "object", "additionalProperties": {"type": "string"}}
-        required.append("errors")
+def _error_schema(refusal: type[ServiceError]) -> str:
+    """Return the name of the schema of the response to an error."""
     if refusal.status >= 500:
-        properties["request_id"] = {"type": "string", "description": "as in X-Request-ID"}
-        required.append("request_id")
-    return {
-        "type": "object",
-        "description": inspect.getdoc(refusal),
-        "properties": properties,
-        "required": required,
-        "additionalProperties": False,
-    }
+        return "ServerError"
+    return "FieldError" if refusal in _WITH_ERRORS else "Error"
 
 
-def _header(description: str, type_: str = "string") -> dict[str, Any]:
-    return {"description": description, "schema": {"type": type_}}
+def _error_schemas() -> dict[str, Any]:
+    """Return the schemas of errors; no two have a code in common."""
+    schemas: dict[str, Any] = {"ErrorStatus": _ERROR_STATUS}
+    for name, (description, properties) in _ERRORS.items():
+        codes = _codes(name)
+        meanings = [f"- `{code}`: {meaning}" for code, meaning in codes.items()]
+        schemas[f"{name}Code"] = {
+            "type": "string",
+            "enum": list(codes),
+            "description": "\n".join(meanings),
+        }
+        members = {
+            "status": _reference("ErrorStatus"),
+            "message": _MESSAGE,
+            "code": _reference(f"{name}Code"),
+            **properties,
+        }
+        schemas[name] = {
+            "type": "object",
+            "description": description,
+            "properties": members,
+            "required": list(members),
+        }
+    return schemas
+
+
+def _codes(schema: str) -> dict[str, str]:
+    """Return the codes of the errors that have this schema, each with its meaning."""
+    codes: dict[str, str] = {}
+    for error in filter(inspect.isclass, vars(errors).values()):
+        if issubclass(error, ServiceError) and error is not ServiceError:
+            meaning = (inspect.getdoc(error) or "").partition("\n")[0]
+            if _error_schema(error) == schema:
+                codes.setdefault(error.code, meaning)
+    return codes
 
 
 def _reference(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
-
-
-@cache
-def _examples() -> dict[str, Any]:
-    """Return requests and answers as they once went over the wire, by operation."""
-    examples: dict[str, Any] = orjson.loads(_EXAMPLES.read_bytes())
-    return examples

@@ -1,16 +1,18 @@
-"""The only place that builds the JSON envelope."""
+"""The response class, the JSON envelope, and the decorators that declare responses."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import flask
 import orjson
 from flask.json.provider import JSONProvider
+from pydantic import BaseModel
 
 from project.errors import ServiceError
 
-# X-Frame-Options says nothing that frame-ancestors does not. A page that CORS lets in asks in a
-# mode that Cross-Origin-Resource-Policy has no say in (Fetch, 3.7): it stops images and scripts.
-_HEADERS = [
+# frame-ancestors makes X-Frame-Options redundant. Cross-Origin-Resource-Policy blocks no-cors
+# requests only (images, scripts; Fetch, 3.7), so it does not affect pages that CORS allows.
+_DEFAULT_HEADERS = [
     ("Content-Type", "application/json"),
     ("Cache-Control", "no-store"),
     ("X-Content-Type-Options", "nosniff"),
@@ -18,12 +20,48 @@ _HEADERS = [
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "no-referrer"),
 ]
-# Moments are RFC 3339 in UTC, to the second: 2026-11-22T09:00:00Z.
-_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
+# Times are RFC 3339 in UTC, in whole seconds: 2026-11-22T09:00:00Z.
+_JSON_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Responses(NamedTuple):
+    """The declared responses of a view: the status and schema of a success, and its errors."""
+
+    status: int
+    model: type[BaseModel]
+    errors: tuple[type[ServiceError], ...]
+
+
+def returns(
+    status: int, model: type[BaseModel], *errors: type[ServiceError]
+) -> Callable[[Function], Function]:
+    """Return a decorator that declares the responses of a view, for the API document.
+
+    `errors` are those of the view itself. Those of its guards, of invalid requests and of every
+    route are added in `openapi`.
+    """
+
+    def decorate(view: Function) -> Function:
+        view.responses = Responses(status, model, errors)  # type: ignore[attr-defined]  # a function takes any attribute
+        return view
+
+    return decorate
+
+
+def raises(*errors: type[ServiceError]) -> Callable[[Function], Function]:
+    """Return a decorator that declares the errors of a guard, for the API document."""
+
+    def decorate(guard: Function) -> Function:
+        guard.raises = errors  # type: ignore[attr-defined]  # a function takes any attribute
+        return guard
+
+    return decorate
 
 
 class Response(flask.Response):
-    """JSON, unless told, that nobody stores and no browser takes for something else."""
+    """A JSON response with headers against caching, content sniffing and embedding."""
 
     default_mimetype = "application/json"
 
@@ -35,45 +73,51 @@ class Response(flask.Response):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Make an answer as Flask does, with the headers that every answer has unless told."""
-        super().__init__(response, status, headers or _HEADERS, *args, **kwargs)
+        """Create a response like Flask's, with default headers where `headers` has no others."""
+        super().__init__(response, status, headers or _DEFAULT_HEADERS, *args, **kwargs)
         if headers:
-            for name, value in _HEADERS:
+            for name, value in _DEFAULT_HEADERS:
                 self.headers.setdefault(name, value)
 
 
 class OrjsonProvider(JSONProvider):
-    """orjson behind Flask's own JSON functions: strict UTF-8, no NaN, bounded depth."""
+    """Use orjson for Flask's JSON functions: strict UTF-8, no NaN, limited depth."""
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
         """Return `obj` as JSON text."""
-        return orjson.dumps(obj, option=_OPTIONS).decode()
+        return orjson.dumps(obj, option=_JSON_OPTIONS).decode()
 
     def loads(self, s: str | bytes, **kwargs: Any) -> Any:
-        """Return what the JSON text says; raises ValueError when it is none."""
+        """Return the value of the JSON text `s`; raises ValueError if it is invalid."""
         return orjson.loads(s)
 
 
 def success(status: int = 200, **members: Any) -> flask.Response:
-    """Return the answer to a request that did what it asked for."""
-    return _answer({"status": "success", **members}, status)
+    """Return a success response with these members."""
+    return _envelope({"status": "success", **members}, status)
 
 
-def failure(error: ServiceError, word: str, request_id: str) -> flask.Response:
-    """Return the answer to a refused request; `word` is "error", or "fail" in a /users view.
+def full_user(user: Any) -> dict[str, Any]:
+    """Return the members of a user, of whom `user` has the columns as attributes."""
+    names = ("id", "username", "email", "active", "admin", "created_at")
+    return {name: getattr(user, name) for name in names}
 
-    Where the service failed it says under which id the log has that.
+
+def failure(error: ServiceError, status: str, request_id: str) -> flask.Response:
+    """Return an error response; `status` is the member of that name, "error" or "fail".
+
+    A 5xx includes the request ID, to find the error in the log.
     """
-    envelope: dict[str, Any] = {"status": word, "message": error.message, "code": error.code}
+    members: dict[str, Any] = {"status": status, "message": error.message, "code": error.code}
     if error.status >= 500:
-        envelope["request_id"] = request_id
+        members["request_id"] = request_id
     if error.errors is not None:
-        envelope["errors"] = error.errors
-    response = _answer(envelope, error.status)
+        members["errors"] = error.errors
+    response = _envelope(members, error.status)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
 
 
-def _answer(envelope: dict[str, Any], status: int) -> flask.Response:
-    return Response(orjson.dumps(envelope, option=_OPTIONS), status)
+def _envelope(members: dict[str, Any], status: int) -> flask.Response:
+    return Response(orjson.dumps(members, option=_JSON_OPTIONS), status)

@@ -1,61 +1,55 @@
-"""/ping, and /users: list, search, add, look up, change, delete, and what happened to them."""
+"""/users: list, search, add, retrieve, change and delete users; and /ping."""
 
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Response, g, request
-from flask_openapi3 import APIBlueprint
+from flask import Response, g, request, url_for
 from sqlalchemy import Row
 
-from project import accounts, audit, care
-from project.api import answers, guards, requests
-from project.api.responses import success
-from project.api.schemas import (
-    Cursor,
-    EventsPage,
-    NameCursor,
-    NewUser,
-    Page,
-    UserChange,
-    UserPath,
-    UsersPage,
-)
-from project.errors import (
-    EmailExists,
-    InvalidPayload,
-    LastAdmin,
-    TooManyAttempts,
-    UserNotFound,
-    WrongPassword,
-)
+from project import errors
+from project.accounts import administration, audit, directory, registration
+from project.accounts.fields import NewUser
+from project.api import guards, requests, responses, schemas
+from project.api.openapi import Blueprint
+from project.api.paging import Cursor, EventsPage, NameCursor, Page, UsersPage
+from project.api.responses import full_user, success
 from project.extensions import db
 
-users_blueprint = APIBlueprint("users", __name__)
+users_blueprint = Blueprint("users", "Users, and the audit log of their accounts.")
 
 
 @users_blueprint.get("/ping")
-@answers.has(200, answers.Probe)
+@responses.returns(200, schemas.Probe)
 def ping_pong() -> Response:
-    """Say that the process answers; nothing else is asked."""
+    """Check that the process responds; no other component is checked.
+
+    It requires no token, and no HTTPS.
+    """
     return success(message="pong!")
 
 
 @users_blueprint.get("/users")
 @guards.required(guards.admin_unless_open)
-@answers.has(200, answers.Users)
+@responses.returns(200, schemas.Users)
 def list_users(query: UsersPage) -> Response:
-    """List the users, or those that a search finds, a page at a time.
+    """List users or search for users, one page at a time.
 
-    All of them come newest first. With `query`, those whose username or email begins with it,
-    without regard to case, come in the order of that name; such a page may have fewer users than
-    `limit` and still a `next`. An admin is shown `active` and `admin` too, unless the users API is
-    open, and their searches are in the audit trail.
+    Without `query`, users are listed newest first. With `query`, the users whose username or email
+    begins with it, in any case, are listed in the order of that name; a page may then have fewer
+    than `limit` users and still have a `next`. With `ids`, the users with these IDs are listed in
+    this order, in one page; unknown IDs are left out. Admins also see `active` and `admin`, and
+    their searches are recorded in the audit log, unless the users API is open.
     """
     full = guards.is_admin()
+    if query.ids is not None:
+        named = directory.find_all(query.ids, full=full)
+        return _page("users", [user._asdict() for user in named], None)
     if query.query is None:
-        return _newest("users", accounts.newest(query.limit + 1, query.after, full=full), query)
-    users, place = accounts.search(
+        return _newest_page(
+            "users", directory.newest(query.limit + 1, query.after, full=full), query
+        )
+    users, place = directory.search(
         query.query, query.limit, query.after, requests.origin(), full=full
     )
     db.session.commit()
@@ -64,66 +58,104 @@ def list_users(query: UsersPage) -> Response:
 
 
 @users_blueprint.post("/users")
-@guards.required(requests.take_turn, guards.admin_unless_open)
-@answers.has(201, answers.Done, EmailExists)
+@guards.required(requests.reserve_hash_slot, guards.admin_unless_open)
+@responses.returns(201, schemas.AddedUser, errors.EmailExists, errors.UsernameExists)
 def add_user(body: NewUser) -> Response:
-    """Add a user, who can log in from then on."""
-    user = accounts.add(body.username, body.email, body.password, requests.origin())
+    """Add a user, who can then log in.
+
+    The user is active, and no admin. Unlike a registration, this starts no session.
+    """
+    user = registration.add(body.username, body.email, body.password, requests.origin())
     db.session.commit()
-    return success(201, message=f"{user.email} was added!")
+    response = success(201, message=f"{user.email} was added!", data=full_user(user))
+    response.headers["Location"] = url_for("users.get_single_user", user_id=user.id)
+    return response
 
 
 @users_blueprint.get("/users/<user_id>")
 @guards.required(guards.admin_or_self_unless_open)
-@answers.has(200, answers.OneUser, UserNotFound)
-def get_single_user(path: UserPath) -> Response:
-    """Look up a user by id; an admin is shown `active` and `admin` too, as in the list."""
-    return success(data=accounts.find(path.user_id, full=guards.is_admin())._asdict())
+@responses.returns(200, schemas.OneUser, errors.UserNotFound)
+def get_single_user(path: schemas.UserPath) -> Response:
+    """Retrieve a user; admins also see `active` and `admin`, as in the list.
+
+    If the users API is closed, users who are not admins can retrieve only themselves.
+    `ETag` is the version of the user, for `If-Match` of a change.
+    """
+    full = guards.is_admin()
+    user = directory.find(path.user_id, full=full)
+    response = success(data=user._asdict())
+    response.set_etag(directory.version(user, full=full))
+    return response
 
 
 @users_blueprint.patch("/users/<user_id>")
-@guards.required(requests.take_turn, guards.admin_or_self)
-@answers.has(
-    200, answers.ChangedUser, UserNotFound, EmailExists, WrongPassword, LastAdmin, TooManyAttempts
+@guards.required(requests.reserve_hash_slot, guards.admin_or_self)
+@responses.returns(
+    200,
+    schemas.ChangedUser,
+    errors.UserNotFound,
+    errors.EmailExists,
+    errors.WrongPassword,
+    errors.LastAdmin,
+    errors.PreconditionFailed,
+    errors.TooManyAttempts,
 )
-def change_user(path: UserPath, body: UserChange) -> Response:
-    """Change a user's username, email, or what only an admin may change: `active` and `admin`.
+def change_user(
+    path: schemas.UserPath, header: schemas.UserVersion, body: schemas.UserChange
+) -> Response:
+    """Change a user's username or email, or, as an admin, `active` and `admin`.
 
-    What is not sent stays as it is. Everybody gives `current_password` to change their own
-    account; an admin who changes another needs none. Deactivating a user ends their sessions, and
-    so does activating them again. The last active admin can be neither deactivated nor demoted.
+    Members that are not sent stay unchanged. Callers who change their own account send
+    `current_password`; admins who change another account do not need it. Deactivating or
+    reactivating a user ends their sessions. The last active admin can be neither deactivated nor
+    demoted. With `If-Match`, the change is made only if no other request has changed the user.
     """
-    password = body.current_password or None
-    user = care.change(path.user_id, body.changes, g.user, requests.origin(), password=password)
+    user = administration.change(
+        path.user_id,
+        body.changes,
+        g.user,
+        requests.origin(),
+        password=body.current_password or None,
+        versions=header.versions,
+    )
     db.session.commit()
-    return success(message="User changed.", data=user._asdict())
+    response = success(message="User changed.", data=user._asdict())
+    response.set_etag(directory.version(user, full=True))
+    return response
 
 
 @users_blueprint.delete("/users/<user_id>")
 @guards.required(guards.admin)
-@answers.has(200, answers.Done, UserNotFound, InvalidPayload)
-def delete_user(path: UserPath) -> Response:
-    """Delete a user, their sessions, and everything that names them.
+@responses.returns(200, schemas.Done, errors.UserNotFound, errors.OwnAccount)
+def delete_user(path: schemas.UserPath) -> Response:
+    """Delete a user, their sessions, and all data that identifies them.
 
-    What is in the audit trail stays there, without the person. For their own account an admin
-    takes `DELETE /auth/account`, with the password.
+    The events of the account stay in the audit log, without the user. Admins delete their own
+    account with `DELETE /auth/account`, which requires the password.
     """
-    care.delete(path.user_id, g.user, requests.origin(), password=None)
+    administration.delete(path.user_id, g.user, requests.origin(), password=None)
     db.session.commit()
     return success(message="User deleted.")
 
 
 @users_blueprint.get("/users/<user_id>/events")
 @guards.required(guards.admin_or_self)
-@answers.has(200, answers.Events, UserNotFound)
-def list_events(path: UserPath, query: EventsPage) -> Response:
-    """List what happened to a user's account, newest first, a page at a time."""
-    accounts.find(path.user_id)
-    return _newest("events", audit.of_user(path.user_id, query.limit + 1, query.after), query)
+@responses.returns(200, schemas.Events, errors.UserNotFound)
+def list_events(path: schemas.UserPath, query: EventsPage) -> Response:
+    """List the audit log of a user's account, newest first, one page at a time.
+
+    Users can list their own, and admins that of every user. The address, user agent and request ID
+    of an event are null or empty if another user caused it.
+    """
+    directory.find(path.user_id)
+    return _newest_page("events", audit.of_user(path.user_id, query.limit + 1, query.after), query)
 
 
-def _newest(name: str, rows: Sequence[Row[Any]], query: Page | UsersPage) -> Response:
-    """Answer with at most as many rows as are asked for, of a list that begins with the newest."""
+def _newest_page(name: str, rows: Sequence[Row[Any]], query: Page | UsersPage) -> Response:
+    """Return a page of rows sorted newest first.
+
+    `rows` has one row more than `query.limit` if there is a next page.
+    """
     page, more = rows[: query.limit], rows[query.limit :]
     following = str(Cursor(page[-1].created_at, page[-1].id)) if more else None
     return _page(name, [row._asdict() for row in page], following, limit=query.limit)
@@ -132,7 +164,7 @@ def _newest(name: str, rows: Sequence[Row[Any]], query: Page | UsersPage) -> Res
 def _page(
     name: str, page: Sequence[dict[str, Any]], following: str | None, **query: str | int
 ) -> Response:
-    """Answer with a page, and where the next one begins if there is one."""
+    """Return a page, with the cursor and the link of the next page if there is one."""
     response = success(data={name: page, "next": following})
     if following:
         target = f"{request.path}?{urlencode(query | {'after': following})}"

@@ -1,29 +1,29 @@
-"""Network addresses: which text is one, and what it counts as."""
+"""IP addresses: parsing, and the network that an address is counted as."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 _IPV6_NETWORK_BITS = 64
-# What some proxies make of an address: 192.0.2.1:5000, [2001:db8::1], [2001:db8::1]:5000.
-_DRESSED = re.compile(r"\[(?P<six>.*:.*)\](:[0-9]+)?|(?P<four>[0-9.]+):[0-9]+")
+# Some proxies write 192.0.2.1:5000, [2001:db8::1], [2001:db8::1]:5000.
+_WITH_PORT = re.compile(r"\[(?P<six>.*:.*)\](:[0-9]+)?|(?P<four>[0-9.]+):[0-9]+")
 
 
 def parse(text: str) -> str | None:
-    """Return the IP address that `text` is, as RFC 5952 writes it, or None when it is none.
+    """Return the IP address in `text` in the form of RFC 5952, or None if it is not an IP address.
 
-    A port behind it is dropped. An IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2), which is how a
-    socket for both shows an IPv4 client, is that IPv4 address.
+    A port is dropped. An IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2), which is what a dual-stack
+    socket reports for an IPv4 client, becomes the IPv4 address.
     """
     address = _address(text)
     return None if address is None else str(address)
 
 
 def network(ip: str | None) -> str:
-    """Return what `ip` counts as when requests are counted per address.
+    """Return the network under which `ip` is counted when requests are limited per address.
 
-    IPv4 counts whole, IPv6 as its /64: a customer is given no less than that (RFC 6177) and takes
-    any number of addresses in it (RFC 8981). What is no address is the network "", and counts
-    together: nobody is let off for hiding theirs.
+    This is the whole address for IPv4, and the /64 for IPv6: a customer is assigned at least a /64
+    (RFC 6177) and can use any address in it (RFC 8981). Everything that is not an IP address
+    shares the network "", so that hiding an address does not evade a limit.
     """
     address = _address(ip or "")
     if address is None:
@@ -36,14 +36,14 @@ def network(ip: str | None) -> str:
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     text = text.strip(" \t")
-    if dressed := _DRESSED.fullmatch(text):
-        text = dressed["six"] or dressed["four"]
+    if match := _WITH_PORT.fullmatch(text):
+        text = match["six"] or match["four"]
     try:
         address = ip_address(text)
     except ValueError:
         return None
     if isinstance(address, IPv6Address):
-        if address.scope_id is not None:  # fe80::1%eth0, where any text may follow the %
+        if address.scope_id is not None:  # fe80::1%eth0: any text may follow the %
             return None
         return address.ipv4_mapped or address
     return address

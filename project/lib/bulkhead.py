@@ -1,6 +1,6 @@
-"""Bulkheads: how many requests may be in one part of the service at once, per process.
+"""Bulkheads: limits on the number of requests in one part of the service at once, per process.
 
-What floods one part leaves threads for the others.
+A flood of requests to one part leaves threads for the others.
 """
 
 import threading
@@ -13,30 +13,33 @@ RETRY_AFTER = 1  # seconds
 
 
 class Bulkhead:
-    """So many places; whoever takes one has it until the request ends, or until they leave."""
+    """A number of slots; a request keeps the one it takes until it leaves or ends."""
 
-    def __init__(self, places: int) -> None:
-        self._places = threading.BoundedSemaphore(places)
+    def __init__(self, slots: int) -> None:
+        self._slots = threading.BoundedSemaphore(slots)
 
-    def enter(self, patience: float = 0.0) -> None:
-        """Take a place for the present request; raises Busy when none is free in `patience` s."""
-        if not self._places.acquire(timeout=patience):
+    def enter(self, timeout: float = 0.0) -> None:
+        """Take a slot for the current request.
+
+        Raises Busy when none becomes free within `timeout` seconds.
+        """
+        if not self._slots.acquire(timeout=timeout):
             raise Busy(retry_after=RETRY_AFTER)
-        g.setdefault("places", []).append(self._places)
+        g.setdefault("slots", []).append(self._slots)
 
     def leave(self) -> None:
-        """Give back the place of the present request, if it has one."""
-        taken = g.get("places", [])
-        if self._places in taken:
-            taken.remove(self._places)
-            self._places.release()
+        """Give back the slot of the current request, if it has one."""
+        taken = g.get("slots", [])
+        if self._slots in taken:
+            taken.remove(self._slots)
+            self._slots.release()
 
 
 def init_app(app: Flask) -> None:
-    """Give places back when the requests of `app` end."""
+    """Give back the slots of a request of `app` when it ends."""
     app.teardown_appcontext(_leave)
 
 
 def _leave(_error: BaseException | None) -> None:
-    for places in g.pop("places", ()):
-        places.release()
+    for slots in g.pop("slots", ()):
+        slots.release()

@@ -1,8 +1,8 @@
-"""How the service talks to its database: its engines, its schema, and what their faults mean.
+"""The database: its engines, the state of its schema, and the meaning of its errors.
 
-`db.session` and `write` write, on the default engine, in transactions. `fetch_one` and `fetch_all`
-read, on an engine of their own in AUTOCOMMIT: one round trip where a transaction would take three.
-A third one with a single connection is there for who asks how the database is (`probe`).
+`db.session` and `write` use the default engine, in transactions. `fetch_one` and `fetch_all` read
+on an engine in AUTOCOMMIT: one round trip where a transaction takes three. A third engine with a
+single connection serves readiness probes.
 """
 
 import sqlite3
@@ -15,25 +15,40 @@ import flask_migrate
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask
-from sqlalchemy import Connection, CursorResult, Engine, Executable, Row, Table, event, inspect
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Engine,
+    Executable,
+    Row,
+    Table,
+    delete,
+    event,
+    inspect,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from project import metrics, postgresql
 from project.extensions import db, migrate
+from project.lib import metrics, postgresql
 
 T = TypeVar("T")
 
-READ = "read"  # the bind key of the reading engine
-PROBE = "probe"  # and of the one that no request waits for, nor takes a connection from
+# Bind keys of Flask-SQLAlchemy.
+READ = "read"
+PROBE = "probe"  # for readiness; requests do not use it
 
 POOL_TIMEOUT = 3  # seconds to wait for a connection of the pool
 POOL_RECYCLE = 1_800  # seconds a connection lives
 BUSY_TIMEOUT = 3.0  # seconds to wait for SQLite's lock
 STREAMED_AT_ONCE = 2_000  # rows
+DELETED_AT_ONCE = 1_000  # rows
 
 
 def _postgresql_options(pool_size: int) -> dict[str, Any]:
@@ -44,8 +59,7 @@ def _postgresql_options(pool_size: int) -> dict[str, Any]:
         "pool_recycle": POOL_RECYCLE,
         "pool_use_lifo": True,
         "connect_args": {
-            "connection_factory": postgresql.PatientConnection,
-            "application_name": "users-service",
+            "connection_factory": postgresql.TimeLimitedConnection,
         },
     }
 
@@ -60,10 +74,10 @@ def _sqlite_options(pool_size: int) -> dict[str, Any]:
 
 
 def _reading(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the engine that reads, in no transaction that would need a rollback."""
+    """Return the options of an engine that reads, in AUTOCOMMIT and so without rollbacks."""
     connect_args = dict(options["connect_args"])
     if "connection_factory" in connect_args:
-        # A plan that was made while the tables were small has to be good when they are large.
+        # A plan made while a table is small must be good when the table is large.
         connect_args["options"] = "-c enable_seqscan=off"
     return options | {
         "isolation_level": "AUTOCOMMIT",
@@ -73,24 +87,29 @@ def _reading(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class Schema(Enum):
-    """How the schema of a database compares with the one that this code was written for."""
+    """The schema of a database, compared with the schema that this code was written for."""
 
     BEHIND = "behind"
     CURRENT = "current"
-    AHEAD = "ahead"  # newer code has migrated it, and has left the tables that this code knows
-    FOREIGN = "foreign"  # somebody has migrated it to something else
+    AHEAD = "ahead"  # migrated by newer code; the tables of this code exist
+    FOREIGN = "foreign"  # migrated by other software
 
 
 USABLE = {Schema.CURRENT, Schema.AHEAD}
 
 
-def init_app(app: Flask) -> None:
-    """Bind `db` and `migrate` to `app`: engines that write, read and probe."""
+def init_app(app: Flask, *, application_name: str) -> None:
+    """Bind `db` and `migrate` to `app`: engines that write, read and probe.
+
+    PostgreSQL shows `application_name` in pg_stat_activity.
+    """
     url = app.config["SQLALCHEMY_DATABASE_URI"]
-    # As many connections as the server has threads: nobody waits for one who need not.
+    # One connection for each thread of the server.
     pool_size = app.config["GRANIAN_BLOCKING_THREADS"]
     on_postgresql = url.startswith("postgresql")
     options = _postgresql_options(pool_size) if on_postgresql else _sqlite_options(pool_size)
+    if on_postgresql:
+        options["connect_args"]["application_name"] = application_name
     options["hide_parameters"] = True
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options | {"pool_pre_ping": on_postgresql}
     app.config["SQLALCHEMY_BINDS"] = {
@@ -101,7 +120,7 @@ def init_app(app: Flask) -> None:
     migrate.init_app(app)
     with app.app_context():
         if on_postgresql:
-            postgresql.be_patient(max(1, pool_size // 2))
+            postgresql.limit_waits(max(1, pool_size // 2))
             event.listen(db.engine, "handle_error", postgresql.drop_read_only_connections)
             event.listen(db.engines[READ], "do_execute", postgresql.execute_prepared)
         else:
@@ -124,31 +143,31 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
 
 def _prepare_sqlite_writer(connection: sqlite3.Connection, record: object) -> None:
     _prepare_sqlite(connection, record)  # type: ignore[arg-type]  # it is the DBAPI connection
-    # The driver begins no transaction by itself, so that DDL is in one too.
+    # The driver begins no transactions: `_begin_immediate` does, so that DDL is in one too.
     connection.isolation_level = None
 
 
 def _begin_immediate(connection: Any) -> None:
-    """Take SQLite's write lock first: a transaction that upgrades to it later can only fail."""
+    """Take SQLite's write lock at once: a transaction that upgrades to it later may fail."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _migrate_embedded() -> None:
-    """Bring the service's own database to the newest schema."""
+    """Migrate the embedded SQLite database to the newest schema."""
     if schema(db.engines[READ]) not in USABLE:
         flask_migrate.upgrade()
 
 
 def schema(engine: Engine) -> Schema:
-    """Tell what the schema of the database behind `engine` is to this code."""
-    return ask(engine, _schema)
+    """Compare the schema of the database of `engine` with that of this code."""
+    return run(engine, _schema)
 
 
 def _schema(connection: Connection) -> Schema:
-    """As `schema`.
+    """Do what `schema` does.
 
-    While the service is brought to a newer version, its database is migrated first: a revision that
-    is not among ours is a newer one, if the tables are there that this code works with.
+    In an upgrade the database is migrated before the code is replaced. So an unknown revision is
+    a newer one if the tables of this code exist.
     """
     heads, known = revisions()
     found = set(MigrationContext.configure(connection).get_current_heads())
@@ -162,7 +181,7 @@ def _schema(connection: Connection) -> Schema:
 
 @cache
 def revisions() -> tuple[frozenset[str], frozenset[str]]:
-    """Return the newest revisions of the schema that this code has, and all of them."""
+    """Return the newest revisions of the schema that this code knows, and all revisions."""
     scripts = ScriptDirectory(str(migrate.directory))
     known = frozenset(script.revision for script in scripts.walk_revisions())
     return frozenset(scripts.get_heads()), known
@@ -177,28 +196,29 @@ def fetch_one(statement: Executable, **parameters: object) -> Row[Any] | None:
 def fetch_all(statement: Executable, **parameters: object) -> Sequence[Row[Any]]:
     """Return every row of a reading statement, in one round trip and no transaction.
 
-    The connection is back in the pool before the caller goes on. When it turns out to be dead
-    (the database was restarted), the pool is renewed and the statement sent once more.
+    The connection is back in the pool when this returns. If the connection is dead, as after a
+    restart of the database, the pool is renewed and the statement is sent once more.
     """
-    return ask(db.engines[READ], lambda connection: connection.execute(statement, parameters).all())
+    return run(db.engines[READ], lambda connection: connection.execute(statement, parameters).all())
 
 
-def ask(engine: Engine, question: Callable[[Connection], T]) -> T:
-    """Return what `question` reads; it is put a second time when the connection was dead."""
+def run(engine: Engine, query: Callable[[Connection], T]) -> T:
+    """Return the result of `query`, which runs a second time if the connection was dead."""
     try:
         with engine.connect() as connection:
-            return question(connection)
+            return query(connection)
     except DBAPIError as error:
         if not error.connection_invalidated or isinstance(error.orig, postgresql.AnswerTimeout):
             raise
     with engine.connect() as connection:
-        return question(connection)
+        return query(connection)
 
 
 def stream(statement: Executable) -> Iterator[Row[Any]]:
-    """Yield the rows of a reading statement, all as of one moment, however many there are.
+    """Yield the rows of a reading statement as of one moment, without loading all of them.
 
-    On PostgreSQL that takes a cursor and so a transaction; one on SQLite would keep writers out.
+    PostgreSQL needs a cursor for that, and so a transaction. On SQLite a transaction would block
+    writers.
     """
     engine = db.engine if is_postgresql() else db.engines[READ]
     with engine.connect() as connection:
@@ -207,31 +227,43 @@ def stream(statement: Executable) -> Iterator[Row[Any]]:
 
 
 def insert(table: Table) -> PostgresqlInsert | SqliteInsert:
-    """Return an INSERT that knows ON CONFLICT, which both databases spell alike."""
+    """Return an INSERT with ON CONFLICT, which both databases support."""
     return PostgresqlInsert(table) if is_postgresql() else SqliteInsert(table)
 
 
 def is_postgresql() -> bool:
-    """Tell which of the two databases it is."""
+    """Return whether the database is PostgreSQL; otherwise it is SQLite."""
     return db.engine.dialect.name == "postgresql"
 
 
-def wait_longer(seconds: float) -> None:
-    """Have this process wait so long for an answer of PostgreSQL, as a command may."""
-    postgresql.PatientConnection.answer_timeout = seconds
+def set_answer_timeout(seconds: float) -> None:
+    """Set how long this process waits for an answer of PostgreSQL; commands wait longer."""
+    postgresql.TimeLimitedConnection.answer_timeout = seconds
 
 
 def write(statement: Executable) -> int:
-    """Execute a writing statement in the transaction of `db.session`; return how many rows it hit.
+    """Execute a writing statement in the transaction of `db.session`; return the row count.
 
     The caller commits.
     """
     return cast(CursorResult[Any], db.session.execute(statement)).rowcount
 
 
-def is_unavailable(error: Exception) -> bool:
-    """Tell whether `error` means that the database is away, full or takes no writes.
+def delete_batch(table: Table, expired: ColumnElement[bool], order: ColumnElement[Any]) -> int:
+    """Delete at most DELETED_AT_ONCE rows that match `expired`; return how many, 0 at the end.
 
-    All else that SQLAlchemy raises is a mistake of ours.
+    The batch keeps the time short for which rows are locked. Rows that another transaction has
+    locked are skipped, so that nothing waits and no deadlock arises. `order` is an indexed column:
+    without it PostgreSQL may read the whole table to find the last rows. The caller commits.
+    """
+    key = list(table.primary_key)
+    batch = select(*key).where(expired).order_by(order).limit(DELETED_AT_ONCE)
+    return write(delete(table).where(tuple_(*key).in_(batch.with_for_update(skip_locked=True))))
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Return whether `error` means that the database is unreachable, full or read-only.
+
+    Every other error of SQLAlchemy is a fault of this code.
     """
     return isinstance(error, OperationalError | InterfaceError | InternalError | PoolTimeout)

@@ -1,32 +1,32 @@
-"""The proxies in front of the service, and what they say of whom they speak for."""
+"""The client address and scheme that trusted proxies report in X-Forwarded-* headers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from project import addresses
+from project.lib import addresses
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-def believe(app: WSGIApplication, hops: int) -> WSGIApplication:
-    """Return `app`, told the client's address and scheme by the last `hops` proxies (1 or more).
+def trust_proxies(app: WSGIApplication, hops: int) -> WSGIApplication:
+    """Return `app` with the client's address and scheme taken from `hops` proxies (1 or more).
 
-    Each proxy writes the address it was called from behind what it was sent in X-Forwarded-For, so
-    the client's is the entry `hops` from the right; whatever stands left of it anybody may have
-    written. Where there is no such entry, or it is no IP address, the address stays that of the
-    peer, which is known: who garbles theirs counts as the proxy, and never as somebody else.
+    Each proxy appends the address of its peer to X-Forwarded-For, so the client's address is the
+    entry `hops` from the right. A client can forge the entries to the left of it. If the entry is
+    missing or is not an IP address, REMOTE_ADDR keeps the address of the peer: a client with a
+    malformed header is counted as the proxy, never as another client.
 
-    X-Forwarded-Proto is more often set anew than added to: the outermost proxy that speaks of the
-    scheme is believed, and what it does not call https is none.
+    Most proxies replace X-Forwarded-Proto rather than append to it. The outermost of the trusted
+    proxies that reports a scheme is believed, and every scheme other than https counts as http.
 
-    Werkzeug's ProxyFix takes the header for a list of quoted strings, takes any text for an
-    address, and lets a client hide behind the proxy with a single quotation mark.
+    Werkzeug's ProxyFix parses the header as a list of quoted strings and accepts any text as an
+    address, so a client could hide behind the proxy with a single quotation mark.
     """
 
-    def told(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def trusting_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         entries = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
         if len(entries) >= hops and (client := addresses.parse(entries[-hops])):
             environ["REMOTE_ADDR"] = client
@@ -35,4 +35,4 @@ def believe(app: WSGIApplication, hops: int) -> WSGIApplication:
             environ["wsgi.url_scheme"] = "https" if outermost == "https" else "http"
         return app(environ, start_response)
 
-    return told
+    return trusting_app

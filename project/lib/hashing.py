@@ -1,15 +1,16 @@
-"""The one door to bcrypt: check_new, hash, verify, needs_rehash, and the gate in front of them.
+"""Password hashing with bcrypt, and the pool that limits it: hash, verify, needs_rehash.
 
-bcrypt reads 72 bytes and stops, some implementations at a NUL. Flask-Bcrypt's mode for long
-passwords, which is on, feeds it the SHA-256 of the password in hexadecimal instead: 64 characters
-that depend on every byte. A stored hash is therefore good for this service only.
+bcrypt reads only the first 72 bytes of a password, and some implementations stop at a NUL. So
+Flask-Bcrypt's mode for long passwords is on: it passes the SHA-256 of the password in hexadecimal
+to bcrypt, 64 characters that depend on every byte. Other programs cannot check such a hash.
 
-Hashes that were made elsewhere are bcrypt over the password itself. They are stored with a mark in
-front, so that neither kind is ever checked as the other; whoever logs in with one gets one of ours.
+Foreign hashes, made by other programs, are bcrypt over the password itself. They are stored with a
+prefix, so that the two kinds are never confused. A login replaces a foreign hash (`needs_rehash`).
 
-One hash costs a quarter of a second of a core. Two things keep that from everybody else: hashes
-run on threads of their own at a lower priority, and the gate lets in only so many requests. It
-stands before the body is read: clients that never finish one hold places, and nothing else.
+A hash takes a quarter of a second of a core. Two measures protect other requests: hashes run on
+separate threads at a lower priority, and the pool limits the number of requests that hash. A
+request reserves a slot before its body is read, so a client that stalls holds a slot and nothing
+else.
 """
 
 import contextlib
@@ -25,115 +26,102 @@ from typing import ParamSpec, TypeVar, cast
 from bcrypt import checkpw
 from flask import Flask, current_app
 
-from project import metrics, password_rules
-from project.bulkhead import Bulkhead
 from project.extensions import bcrypt
+from project.lib import metrics
+from project.lib.app_state import AppState
+from project.lib.bulkhead import Bulkhead
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_BYTES = 1_024
-LONGEST_DECOMPOSED = 4  # characters that NFC makes one, at most
+MAX_NFC_RATIO = 4  # at most so many characters become one in NFC
 NICENESS = 5
-MEASURED_ROUNDS = 10  # a cost that shows how fast a machine is, and takes no time to speak of
-BCRYPT_BYTES = 72  # of a password that bcrypt looks at
-# In front of a stored hash that was made elsewhere, as in RFC 2307: crypt(3), of the password.
+MEASURED_ROUNDS = 10  # the cost at which `seconds` measures: some hundredths of a second
+BCRYPT_BYTES = 72  # the bytes of a password that bcrypt reads
+# The prefix of a stored foreign hash: crypt(3) of the password, as in RFC 2307.
 FOREIGN = "{CRYPT}"
-# In front of one of ours in a file, where the others have nothing; Django writes it like this too.
+# The prefix of a hash of this module in a file, where foreign hashes have none; Django has it too.
 OURS = "bcrypt_sha256$"
-# Of a hash from a file: what bcrypt can do, and some seconds of a core for each login tried.
+# The costs accepted for a hash from a file: from bcrypt's minimum to seconds of CPU time per login.
 MIN_COST, MAX_COST = 4, 16
-# 16 bytes of salt and 23 of digest, whose last characters have bits to spare, which are zero.
+# 16 bytes of salt and 23 of digest; the unused bits of their last characters are zero.
 _BCRYPT = re.compile(
     r"\$2[aby]\$(?P<cost>[0-9]{2})\$"
     r"[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]"
 )
-# The salt and the digest of a hash that no password has.
+# The salt and the digest of a hash that no password matches.
 _DUMMY = "abcdefghijklmnopqrstuu" + "." * 31
 
 
-class Gate(Bulkhead):
-    """Hashing threads, and the places of the requests that use them or wait for them."""
+class HashingPool(Bulkhead):
+    """Threads that hash, and slots for the requests that use them or wait for them."""
 
-    def __init__(self, *, threads: int, places: int) -> None:
-        super().__init__(places)
+    def __init__(self, *, threads: int, slots: int) -> None:
+        super().__init__(slots)
         self._executor = ThreadPoolExecutor(threads, "bcrypt", initializer=_lower_priority)
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `function` returns, called on a hashing thread in the order of asking."""
+        """Call `function` on a hashing thread, first come, first served, and return its result."""
         function = metrics.of(current_app).hash(function)
         return self._executor.submit(function, *args, **kwargs).result()
 
 
+_pool = AppState[HashingPool]("hashing_pool")
+
+
 def _lower_priority() -> None:
-    """Let the calling thread stand back; only Linux knows the priority of a single thread."""
+    """Lower the priority of the calling thread; only Linux has priorities of threads."""
     with contextlib.suppress(OSError, AttributeError):
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 def init_app(app: Flask) -> None:
-    """Bind bcrypt to `app` and give it a gate.
+    """Bind bcrypt to `app` and create its pool.
 
-    As many hashes run at once as the process has cores to itself, and half of the server's
-    threads are never in here.
+    Unless BCRYPT_THREADS is set, a process has as many hashing threads as its share of the cores.
+    The pool has slots for half of the server's threads.
     """
     bcrypt.init_app(app)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    app.extensions["password_gate"] = Gate(
-        threads=app.config["BCRYPT_THREADS"]
-        or max(1, (cores or 1) // app.config["GRANIAN_WORKERS"]),
-        places=app.config["GRANIAN_BLOCKING_THREADS"] // 2,
-    )
+    threads = app.config["BCRYPT_THREADS"] or max(1, (cores or 1) // app.config["GRANIAN_WORKERS"])
+    slots = app.config["GRANIAN_BLOCKING_THREADS"] // 2
+    _pool.set(app, HashingPool(threads=threads, slots=slots))
 
 
-def _gate() -> Gate:
-    return cast(Gate, current_app.extensions["password_gate"])
+def reserve_slot() -> None:
+    """Reserve a slot until this request ends; raises Busy at once if none is free.
 
-
-def take_turn() -> None:
-    """Take a place at the gate until this request ends; raises Busy at once when it is full.
-
-    A view that hashes names it first of its guards, as `requests.take_turn`, so that whoever is
-    refused has cost no SQL and not even the reading of a body.
+    Call it before the body is read, so that a refused request costs neither SQL nor a read.
     """
-    _gate().enter()
+    _pool.get().enter()
 
 
-def check_new(password: str, username: str, email: str, *, field: str = "password") -> None:
-    """Raise InvalidPayload for `field` unless this user may choose `password` from now on."""
-    password_rules.check(
-        normalize(password),
-        min_length=current_app.config["PASSWORD_MIN_LENGTH"],
-        username=username,
-        email=email,
-        field=field,
-    )
-
-
-def hash(password: str) -> str:  # noqa: A001  # it is only ever read as passwords.hash
+def hash(password: str) -> str:  # noqa: A001  # callers write hashing.hash
     """Return the bcrypt hash of `password` at the configured cost."""
     rounds = current_app.config["BCRYPT_LOG_ROUNDS"]
-    hashed = _gate().run(bcrypt.generate_password_hash, normalize(password), rounds)
+    hashed = _pool.get().run(bcrypt.generate_password_hash, normalize(password), rounds)
     return cast(bytes, hashed).decode("ascii")
 
 
 def verify(hashed: str | None, password: str) -> bool:
-    """Tell whether `password` has this hash; None, when there is no such user, takes as long.
+    """Return whether `password` has this hash.
 
-    So does every hash of the configured cost or a lower one, whether the password is right or
-    wrong. One of a higher cost takes longer, which nobody can hide who is not to pay it for every
-    email that is made up: time tells whose hash is older than the day on which the cost was cut.
+    A hash of None, for an unknown account, takes the same time and returns False. So does every
+    hash of the configured cost or a lower one, whether the password is right or wrong. A hash of a
+    higher cost takes longer, because hiding that would mean paying the higher cost for every
+    unknown account as well: the time reveals which hashes are older than the last cut of the cost.
     """
     cost: int = current_app.config["BCRYPT_LOG_ROUNDS"]
-    return _gate().run(_check, hashed, password, cost)
+    return _pool.get().run(_check, hashed, password, cost)
 
 
 def _check(hashed: str | None, password: str, cost: int) -> bool:
-    """Do what `verify` does, and the work of one hash of `cost` in all.
+    """Do what `verify` does, with the work of one hash of `cost` in total.
 
-    bcrypt's work doubles with each step of the cost, so to bring a hash up to it takes one of each
-    cost between: 2^c + (2^c + 2^(c+1) + ... + 2^(cost-1)) = 2^cost.
+    bcrypt's work doubles with each step of the cost. A hash of a lower cost c is followed by one
+    dummy hash of each cost from c on: 2^c + (2^c + 2^(c+1) + ... + 2^(cost-1)) = 2^cost.
     """
     candidate = hashed or _dummy(cost)
     matches = _matches(candidate, password)
@@ -143,11 +131,11 @@ def _check(hashed: str | None, password: str, cost: int) -> bool:
 
 
 def _matches(hashed: str, password: str) -> bool:
-    """Check a hash in the way it was made; one of either kind is one run of bcrypt.
+    """Check a hash of either kind, with one run of bcrypt.
 
-    One made elsewhere is checked as its maker did: against the bytes that the client sent, which
-    nobody normalized there either, and the first 72 of them. Makers differ on what follows a NUL,
-    and nobody types one: that is a wrong password, as is one that is too long here.
+    A foreign hash is checked against the first 72 bytes as the client sent them, because other
+    programs do not normalize. They differ in what they do after a NUL, which no keyboard types:
+    such a password is wrong. So is one that is too long for this module.
     """
     normalized = normalize(password)
     if not is_foreign(hashed):
@@ -158,7 +146,7 @@ def _matches(hashed: str, password: str) -> bool:
 
 
 def needs_rehash(hashed: str) -> bool:
-    """Tell whether `hashed` was made elsewhere, or at a lower cost than the configured one."""
+    """Return whether `hashed` is foreign, or has a lower cost than the configured one."""
     rounds: int = current_app.config["BCRYPT_LOG_ROUNDS"]
     return is_foreign(hashed) or _cost(hashed) < rounds
 
@@ -172,15 +160,15 @@ def _dummy(cost: int) -> str:
 
 
 def is_foreign(hashed: str) -> bool:
-    """Tell whether a stored hash was made elsewhere."""
+    """Return whether a stored hash is foreign."""
     return hashed.startswith(FOREIGN)
 
 
 def import_hash(text: str) -> str:
-    """Return what is stored of a hash that stands in a file as `text`.
+    """Return the hash to store for `text`, a hash from a file.
 
-    Raises ValueError, whose message does not show it, for what is no bcrypt hash or costs more
-    than MAX_COST.
+    Raises ValueError if it is not a bcrypt hash, or its cost is not between MIN_COST and MAX_COST.
+    The message does not contain the hash.
     """
     hashed = text.removeprefix(OURS)
     found = _BCRYPT.fullmatch(hashed)
@@ -192,16 +180,16 @@ def import_hash(text: str) -> str:
 
 
 def export_hash(hashed: str) -> str:
-    """Return what stands in a file for a stored hash, the very text that `import_hash` takes."""
+    """Return the text of a stored hash in a file, which `import_hash` turns back into the hash."""
     if is_foreign(hashed):
         return hashed.removeprefix(FOREIGN)
     return OURS + hashed
 
 
 def seconds(rounds: int) -> float:
-    """Return how long a hash of this cost takes on this machine, in seconds of a processor's time.
+    """Return the processor time that a hash of this cost takes on this machine, in seconds.
 
-    High costs are not waited for: each is twice the one below it.
+    It is measured at MEASURED_ROUNDS and doubled for each further step of the cost.
     """
     durations = []
     for _ in range(5):
@@ -214,9 +202,9 @@ def seconds(rounds: int) -> float:
 def normalize(password: str) -> str:
     """Return the NFC of `password`, so that it is the same on every keyboard (NIST SP 800-63B).
 
-    What is longer than any password of MAX_BYTES could have been before is left as it is: it is
-    nobody's, and normalizing takes the square of the length.
+    A text so long that its NFC would exceed MAX_BYTES is returned as it is: no account has that
+    password, and normalizing takes quadratic time.
     """
-    if len(password) > LONGEST_DECOMPOSED * MAX_BYTES:
+    if len(password) > MAX_NFC_RATIO * MAX_BYTES:
         return password
     return unicodedata.normalize("NFC", password)

@@ -1,7 +1,7 @@
-"""What the log looks like: JSON for machines in production, one readable line elsewhere.
+"""The format of the log: JSON in production, readable lines elsewhere.
 
-Nothing secret is ever handed to a log call: no password, no hash, no token. What a client sent may
-be in a value, never in a key: both forms escape it, so that no line, key or color is forged.
+Log calls are never given a secret. What a client sent may be in a value, never in a key, and both
+formats escape it: a client cannot forge a line, a key or a color.
 """
 
 import contextlib
@@ -12,7 +12,8 @@ import select
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import cache
 from typing import Any, TextIO, cast
 
@@ -23,37 +24,41 @@ from structlog.typing import EventDict
 
 from project import clock
 
-DEFERRED_FOR = 0.05  # seconds that a line may wait
-MAX_WAITING = 5_000  # lines, of AT_ONCE bytes at most
-# Pipes keep apart what several processes write at once when it is no longer than this.
+DEFERRED_FOR = 0.05  # seconds between two writes of the waiting lines
+MAX_WAITING = 5_000  # lines of at most AT_ONCE bytes
+# Several processes share the output: a pipe does not interleave writes of up to this size.
 AT_ONCE = getattr(select, "PIPE_BUF", 4_096)  # bytes
+
+log = structlog.get_logger()
+_write_json: Callable[[str], None] | None = None  # None where `info` leaves the line to structlog
 
 
 class Output:
-    """A file for lines; where nobody takes them requests are answered still."""
+    """A file for log lines; an error in writing them is ignored, so that requests are answered."""
 
     def __init__(self, file: TextIO | None) -> None:
         self._file = file  # None where the process has no such stream
 
     def write(self, text: str) -> None:
-        """Write `text`, if that can be done."""
-        with contextlib.suppress(OSError, ValueError):  # gone, or closed
+        """Write `text`, if possible."""
+        with contextlib.suppress(OSError, ValueError):  # the other end, or the file, is closed
             if self._file:
                 self._file.write(text)
 
     def flush(self) -> None:
-        """Pass on what was written, if that can be done."""
+        """Flush the file, if possible."""
         with contextlib.suppress(OSError, ValueError):
             if self._file:
                 self._file.flush()
 
 
 class DeferredOutput(Output):
-    """A file whose lines are written by a thread, many at once and soon after.
+    """A file whose lines a thread writes, many at once, every DEFERRED_FOR seconds.
 
-    To write gives the interpreter to another thread, and getting it back costs a short request more
-    than all else. The thread outlives the main one for as long as it takes to write the rest. When
-    lines come faster than somebody takes them the newest are lost, and it is said how many.
+    A write releases the interpreter lock, and getting the lock back costs a short request more
+    than everything else. logging's QueueListener wakes its thread for each line and costs several
+    times as much. The thread outlives the main thread until the last line is written. When lines
+    come faster than they can be written, the newest are dropped and their number is logged.
     """
 
     def __init__(self, file: TextIO | None) -> None:
@@ -63,10 +68,10 @@ class DeferredOutput(Output):
         self._starting = threading.Lock()
         self._writer: threading.Thread | None = None
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._be_new)
+            os.register_at_fork(after_in_child=self._reset)
 
     def write(self, text: str) -> None:
-        """Have `text` written."""
+        """Hand `text` to the thread."""
         if len(self._lines) >= MAX_WAITING:
             self._lost += 1
             return
@@ -75,7 +80,7 @@ class DeferredOutput(Output):
             self._start()
 
     def flush(self) -> None:
-        """Leave it to the thread."""
+        """Do nothing: the thread flushes."""
 
     def _start(self) -> None:
         with self._starting:
@@ -83,20 +88,21 @@ class DeferredOutput(Output):
                 self._writer = threading.Thread(target=self._run, name="log", daemon=False)
                 self._writer.start()
 
-    def _be_new(self) -> None:
+    def _reset(self) -> None:
+        """Start again in a forked process, which has neither the thread nor its lines to write."""
         self._writer = None
         self._starting = threading.Lock()
         self._lines.clear()
 
     def _run(self) -> None:
         main = threading.main_thread()
-        is_over = False
-        while not is_over:
+        ended = False
+        while not ended:
             main.join(DEFERRED_FOR)
-            is_over = not main.is_alive()
-            self._drain()
+            ended = not main.is_alive()
+            self._write_waiting_lines()
 
-    def _drain(self) -> None:
+    def _write_waiting_lines(self) -> None:
         while self._lines:
             chunk = self._lines.popleft()
             while self._lines and len(chunk) + len(self._lines[0]) <= AT_ONCE:
@@ -105,15 +111,14 @@ class DeferredOutput(Output):
             super().flush()
         if self._lost:
             lost, self._lost = self._lost, 0
-            super().write(
-                json.dumps({"event": "lines_lost", "level": "error", "lines": lost}) + "\n"
-            )
+            line = json.dumps({"event": "lines_lost", "level": "error", "lines": lost})
+            super().write(line + "\n")
             super().flush()
 
 
 @cache
 def _deferred(file: TextIO | None) -> DeferredOutput:
-    """Return the one there is for a file, and so one thread, however many applications."""
+    """Return the output for `file`: one, and so one thread, for all applications of the process."""
     return DeferredOutput(file)
 
 
@@ -124,18 +129,21 @@ def configure(
     level: int = logging.INFO,
     deferred: bool = False,
 ) -> None:
-    """Set up structlog for this process; lines go to `file`, or to standard output.
+    """Configure structlog for this process; lines go to `file`, by default to standard output.
 
-    `deferred` is for a server: `DeferredOutput`.
+    A server has its lines `deferred`: see `DeferredOutput`.
     """
+    global _write_json
     file = file or sys.stdout
-    output = (_deferred if deferred else Output)(file)
+    output = cast(TextIO, (_deferred if deferred else Output)(file))
+    direct = not readable and level <= logging.INFO
+    _write_json = structlog.WriteLogger(output).msg if direct else None
     structlog.configure(
         processors=[
-            _name_request,
+            _add_request_id,
             structlog.processors.add_log_level,
-            _say_when,
-            # By itself the readable one lets escape sequences and directions through.
+            _add_timestamp,
+            # Without repr_native_str, escape sequences and text directions would be printed raw.
             structlog.dev.ConsoleRenderer(
                 colors=bool(file and file.isatty()), sort_keys=False, repr_native_str=True
             )
@@ -143,24 +151,46 @@ def configure(
             else structlog.processors.JSONRenderer(_to_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # One write a line: the server's processes share the output.
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, output)),
+        # WriteLogger writes a line in one call: the server's processes share the output.
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
-    # SQLAlchemy's own complaints quote statements and rows; what matters of them is raised too.
+    # SQLAlchemy logs statements and rows with its errors; it raises what matters as well.
     logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
     logging.getLogger("granian.access").addFilter(_escape)
 
 
-def _say_when(_logger: object, _method: str, fields: EventDict) -> EventDict:
+def info(event: str, fields: EventDict) -> None:
+    """Log `fields` under the name `event`, as `structlog.get_logger().info(event, **fields)` does.
+
+    It is for the line of each request: JSON lines skip structlog's loggers and processors, which
+    cost more than the rest of the line. `fields` has a `request_id`, and is changed.
+    """
+    if _write_json is None:
+        log.info(event, **fields)
+    else:
+        now = clock.utcnow()
+        # orjson would leave the microseconds out if they were 0.
+        now = now if now.microsecond else now.replace(microsecond=1)
+        fields["event"], fields["level"], fields["timestamp"] = event, "info", now
+        _write_json(_to_json(fields))
+
+
+def _add_timestamp(_logger: object, _method: str, fields: EventDict) -> EventDict:
     fields["timestamp"] = clock.utcnow().isoformat(timespec="microseconds")[:-6] + "Z"
     return fields
 
 
-def _to_json(fields: EventDict, **_: object) -> str:
-    """Return `fields` as JSON in printable ASCII, in less than AT_ONCE bytes.
+def _add_request_id(_logger: object, _method: str, fields: EventDict) -> EventDict:
+    if "request_id" not in fields and flask.has_request_context():
+        fields["request_id"] = cast(Any, flask.request).id
+    return fields
 
-    Where they are more the longest text loses its middle, again and again.
+
+def _to_json(fields: EventDict, **_: object) -> str:
+    """Return `fields` as JSON in printable ASCII, shorter than AT_ONCE bytes.
+
+    As long as the line is too long, the longest value loses its middle.
     """
     line = _dump(fields)
     while len(line) >= AT_ONCE:
@@ -173,30 +203,28 @@ def _to_json(fields: EventDict, **_: object) -> str:
 
 def _dump(fields: EventDict) -> str:
     with contextlib.suppress(orjson.JSONEncodeError):
-        line = orjson.dumps(fields, default=repr).decode()
-        if line.isascii() and line.isprintable():  # as most are
+        line = orjson.dumps(fields, default=repr, option=orjson.OPT_UTC_Z).decode()
+        if line.isascii() and "\x7f" not in line:  # orjson escapes the other control characters
             return line
-    return json.dumps(fields, default=repr)
+    return json.dumps(fields, default=_to_text)
 
 
-class ServersFormatter(logging.Formatter):
-    """What the server itself says, for project/granian.json: a line like every other."""
+def _to_text(value: object) -> str:
+    """Return a time as orjson writes it, and any other value as `repr` does."""
+    return value.isoformat()[:-6] + "Z" if isinstance(value, datetime) else repr(value)
+
+
+class GranianFormatter(logging.Formatter):
+    """The format of Granian's own messages (project/granian.json): JSON, like all other lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return what was said as JSON, without a stack."""
+        """Return the message as JSON, without a stack trace."""
         fields = {"event": record.getMessage(), "level": record.levelname.lower()}
-        return _to_json(_say_when(None, "", fields | {"logger": record.name.strip("_")}))
-
-
-def _name_request(_logger: object, _method: str, fields: EventDict) -> EventDict:
-    """Say in which request it happens, if it is in one."""
-    if "request_id" not in fields and flask.has_request_context():
-        fields["request_id"] = cast(Any, flask.request).id
-    return fields
+        return _to_json(_add_timestamp(None, "", fields | {"logger": record.name.strip("_")}))
 
 
 def _escape(record: logging.LogRecord) -> bool:
-    """Escape what the server's access log (which is off unless it is asked for) writes raw."""
+    """Escape the values of Granian's access log (off by default), which it writes as they came."""
     if isinstance(record.args, Mapping):
         record.args = {
             name: json.dumps(value)[1:-1] if isinstance(value, str) else value

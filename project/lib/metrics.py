@@ -1,7 +1,8 @@
-"""Figures for Prometheus: answers, refusals, events, hashes and connections, of a whole server.
+"""Prometheus metrics of a whole server: requests, errors, audit events, hashes, connections.
 
-Each process of a server counts in files of its own, in a directory that they share, and one of them
-answers for all on METRICS_PORT. Without that port nothing is counted at all.
+Each server process counts in its own files, in a directory that the processes share
+(prometheus_client's multiprocess mode). One of them serves the metrics of all on METRICS_PORT.
+Without that setting nothing is counted.
 """
 
 import contextlib
@@ -13,113 +14,105 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from flask import Flask
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    start_http_server,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 from sqlalchemy import Engine, event
+
+from project.lib.app_state import AppState
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# The variable by which prometheus_client is told where the files are.
+# The variable that switches prometheus_client to multiprocess mode; it is read at import.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
-ROOM = 1 << 19  # bytes of a file: several times what every route, method and status take
-RETRY_AFTER = 5  # seconds until a port that was taken is tried again
-_PREFIX = "users-service-metrics-"
+# Several times what all routes, methods and statuses need.
+FILE_SIZE = 1 << 19  # bytes
+RETRY_AFTER = 5  # seconds before the next attempt to listen on a port that is in use
 
 log = structlog.get_logger()
 
 
-class Metrics(Protocol):
-    """What is counted and timed."""
+class NullMetrics:
+    """The metrics of tests, commands, and servers without METRICS_PORT: nothing is counted."""
 
     def answer(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Count an answer; `route` is the rule, or None where there is none.
+        """Count and time a response; `route` is the URL rule, or None if none matched.
 
-        Both are labels, and no client may make up either.
+        Both `method` and `route` become labels, so neither may be a text that a client made up.
         """
 
     def refusal(self, route: str | None, code: str) -> None:
-        """Count an answer that has this code."""
+        """Count a response with an error code."""
 
     def event(self, kind: str, why: str) -> None:
-        """Count an event of the audit trail."""
+        """Count an event of the audit log."""
 
     def hash(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Return `function`, that hashes: waiting from now on, and running when it is called."""
-
-    def watch(self, engine: Engine, name: str, size: int) -> None:
-        """Count what is taken from the pool of an engine, that has `size` connections."""
-
-
-class Off:
-    """Nothing is measured: what the tests, the commands, and servers without METRICS_PORT have."""
-
-    def answer(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Count nothing."""
-
-    def refusal(self, route: str | None, code: str) -> None:
-        """Count nothing."""
-
-    def event(self, kind: str, why: str) -> None:
-        """Count nothing."""
-
-    def hash(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Return `function`."""
+        """Return `function`, counted as waiting from now on, and as running while it is called."""
         return function
 
     def watch(self, engine: Engine, name: str, size: int) -> None:
-        """Watch nothing."""
+        """Count the connections in use of the pool of `engine`, which has `size` connections."""
 
 
-class On:
-    """Figures in files of `directory`; no other one can be used by this process later.
+class PrometheusMetrics(NullMetrics):
+    """Metrics in files of `directory`, each name beginning with `namespace`.
 
-    Raises OSError when there is no room for them.
+    Raises OSError when there is no room for the files.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, namespace: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        # What a process of the same id has counted stays; what it was doing when it ended does not.
-        for kind, mode in {"counter": "ab", "histogram": "ab", "gauge_livesum": "wb"}.items():
-            # A file that is found to have no room when it is written to ends the process.
-            with (directory / f"{kind}_{os.getpid()}.db").open(mode) as file:
+        _lock(directory)
+        # An earlier process may have had the same ID. Its counters stay, its gauges go.
+        mark_process_dead(os.getpid(), directory)
+        for kind in ("counter", "histogram", "gauge_livesum"):
+            # prometheus_client makes sparse files: writing to one on a full disk is a SIGBUS.
+            with (directory / f"{kind}_{os.getpid()}.db").open("ab") as file:
                 if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, ROOM)
-        os.environ[DIRECTORY] = str(directory)
-        # It is when it is imported that it looks where the files are to be.
-        from prometheus_client import Counter, Gauge, Histogram
+                    os.posix_fallocate(file.fileno(), 0, FILE_SIZE)
 
-        counter = functools.partial(Counter, registry=None)
-        histogram = functools.partial(Histogram, buckets=BUCKETS, registry=None)
-        gauge = functools.partial(Gauge, multiprocess_mode="livesum", registry=None)
-        self._answers = counter(
-            "users_http_requests", "Requests that were answered.", ["route", "method", "status"]
+        counter = functools.partial(Counter, namespace=namespace, registry=None)
+        histogram = functools.partial(
+            Histogram, namespace=namespace, buckets=BUCKETS, registry=None
         )
-        self._seconds = histogram(
-            "users_http_request_seconds", "Time until the answer.", ["route", "method"]
+        gauge = functools.partial(
+            Gauge, namespace=namespace, multiprocess_mode="livesum", registry=None
         )
-        self._refusals = counter(
-            "users_refusals", "Answers that have a code, by it.", ["route", "code"]
+        self._requests = counter(
+            "http_requests", "Requests that were answered.", ["route", "method", "status"]
         )
-        self._events = counter(
-            "users_events", "Events of the audit trail, by kind.", ["kind", "why"]
+        self._request_seconds = histogram(
+            "http_request_seconds", "Time until the answer.", ["route", "method"]
         )
-        self._waiting = gauge("users_hashes_waiting", "Hashes that wait for a thread.")
-        self._running = gauge("users_hashes_running", "Hashes that are being made.")
-        self._hashing = histogram("users_hash_seconds", "Time of a hash, without the wait for it.")
-        self._taken = gauge("users_pool_in_use", "Connections that are taken.", ["pool"])
-        self._size = gauge("users_pool_size", "Connections that may be.", ["pool"])
+        self._refusals = counter("refusals", "Answers with an error code.", ["route", "code"])
+        self._events = counter("events", "Events of the audit log.", ["kind", "why"])
+        self._hashes_waiting = gauge("hashes_waiting", "Hashes that wait for a thread.")
+        self._hashes_running = gauge("hashes_running", "Hashes that are being computed.")
+        self._hash_seconds = histogram("hash_seconds", "Time of a hash, without the wait for it.")
+        self._pool_in_use = gauge("pool_in_use", "Database connections in use.", ["pool"])
+        self._pool_size = gauge("pool_size", "Limit of database connections.", ["pool"])
 
     def answer(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Count and time an answer."""
-        self._answers.labels(_label(route), method, status).inc()
-        self._seconds.labels(_label(route), method).observe(seconds)
+        """Count and time a response."""
+        self._requests.labels(_label(route), method, status).inc()
+        self._request_seconds.labels(_label(route), method).observe(seconds)
 
     def refusal(self, route: str | None, code: str) -> None:
-        """Count an answer that has this code."""
+        """Count a response with an error code."""
         self._refusals.labels(_label(route), code).inc()
 
     def event(self, kind: str, why: str) -> None:
@@ -127,139 +120,141 @@ class On:
         self._events.labels(kind, why).inc()
 
     def hash(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Return `function`, whose waiting and running is counted, and timed."""
+        """Return `function`, counted while it waits and runs, and timed."""
 
         def timed(*args: P.args, **kwargs: P.kwargs) -> T:
-            self._waiting.dec()
-            with self._running.track_inprogress(), self._hashing.time():
+            self._hashes_waiting.dec()
+            with self._hashes_running.track_inprogress(), self._hash_seconds.time():
                 return function(*args, **kwargs)
 
-        self._waiting.inc()
+        self._hashes_waiting.inc()
         return timed
 
     def watch(self, engine: Engine, name: str, size: int) -> None:
-        """Count what is taken from the pool of an engine."""
-        taken = self._taken.labels(name)
-        self._size.labels(name).set(size)
+        """Count the connections in use of a pool; multiprocess mode has no Gauge.set_function."""
+        in_use = self._pool_in_use.labels(name)
+        self._pool_size.labels(name).set(size)
 
-        # A connection that cannot be made is given back without having been taken.
-        def take(_connection: object, record: Any, _fairy: object) -> None:
-            if not record.record_info.get("taken"):
-                record.record_info["taken"] = True
-                taken.inc()
+        # A connection that could not be opened is checked in without a checkout.
+        def count_checkout(_connection: object, record: Any, _fairy: object) -> None:
+            if not record.record_info.get("in_use"):
+                record.record_info["in_use"] = True
+                in_use.inc()
 
-        def give_back(_connection: object, record: Any) -> None:
-            if record.record_info.pop("taken", False):
-                taken.dec()
+        def count_checkin(_connection: object, record: Any) -> None:
+            if record.record_info.pop("in_use", False):
+                in_use.dec()
 
-        event.listen(engine, "checkout", take)
-        event.listen(engine, "checkin", give_back)
+        event.listen(engine, "checkout", count_checkout)
+        event.listen(engine, "checkin", count_checkin)
+
+
+_metrics = AppState[NullMetrics]("metrics")
 
 
 def _label(route: str | None) -> str:
     return route or "none"
 
 
-def init_app(app: Flask) -> None:
-    """Have `app` measured, if it has METRICS_PORT and the directory of a server.
+def init_app(app: Flask, *, namespace: str) -> None:
+    """Measure `app` if METRICS_PORT is set and its process has the directory of a server.
 
-    So the commands that run beside a server, with its settings, take no part in it.
+    A command that runs beside a server, with the same settings, has no such directory. The name
+    of each metric begins with `namespace`.
     """
-    app.extensions["metrics"] = Off()
+    _metrics.set(app, NullMetrics())
     port, name = app.config["METRICS_PORT"], os.environ.get(DIRECTORY)
     if not (port and name):
         return
     directory = Path(name)
     try:
-        app.extensions["metrics"] = On(directory)
+        _metrics.set(app, PrometheusMetrics(directory, namespace))
     except OSError as error:
         log.error("metrics_unavailable", directory=name, reason=error.strerror)
         return
     host = os.environ.get("GRANIAN_HOST", "127.0.0.1")
     threading.Thread(
-        target=_answer_for_all, args=(directory, host, port), name="metrics", daemon=True
+        target=_serve, args=(directory, host, port), name="metrics", daemon=True
     ).start()
 
 
-def of(app: Flask) -> Metrics:
-    """Return what measures `app`."""
-    return cast(Metrics, app.extensions["metrics"])
+def of(app: Flask) -> NullMetrics:
+    """Return the metrics of `app`."""
+    return _metrics.get(app)
 
 
-def new_directory() -> Path:
-    """Return a new directory for the processes of a server which this process becomes.
+def new_directory(prefix: str) -> Path:
+    """Return a new directory for the processes of the server that this process becomes.
 
-    It is theirs while one of them lives: they hold a lock on it. Those that nobody holds are
-    removed, as servers that are no more have left them behind.
+    Its name begins with `prefix`. Each process holds a lock on it for as long as it lives.
+    Directories with the same prefix that are not locked are left over and are removed.
     """
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
-            _hold(old)
+            _lock(old, exclusive=True)
             shutil.rmtree(old)
-    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    os.set_inheritable(_hold(directory), True)
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
+    os.set_inheritable(_lock(directory), True)
     return directory
 
 
-def _hold(path: Path) -> int:
-    """Lock a file or directory for this process and its children; raises OSError if others do."""
-    import fcntl  # which not every system has
+def _lock(path: Path, *, exclusive: bool = False) -> int:
+    """Lock a directory for this process and its children; return the descriptor with the lock.
+
+    Raises OSError if another process holds a lock that excludes this one.
+    """
+    import fcntl  # missing on Windows
 
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+class LiveProcessCollector(Collector):
+    """prometheus_client's MultiProcessCollector, without the gauges of processes that have ended.
+
+    prometheus_client wants the parent process to remove them, and Granian's has no hook for that.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics of all processes together."""
+        for path in self._directory.glob("gauge_live*_*.db"):
+            pid = int(path.stem.rpartition("_")[2])
+            # The process runs under another account, or another scrape has removed the file.
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                try:
+                    os.kill(pid, 0)  # sends nothing
+                except ProcessLookupError:
+                    mark_process_dead(pid, self._directory)
+        metrics: Iterable[Metric] = MultiProcessCollector(None, self._directory).collect()
+        return metrics
 
 
-def _answer_for_all(directory: Path, host: str, port: int) -> None:
-    """Serve the figures of all processes; wait for as long as another process does."""
-    import fcntl  # which not every system has
-
-    from prometheus_client import CollectorRegistry, Metric, start_http_server
-    from prometheus_client.multiprocess import MultiProcessCollector
-    from prometheus_client.registry import Collector
-
-    class OfTheLiving(Collector):
-        def collect(self) -> Iterable[Metric]:
-            _forget_the_dead(directory)
-            everything: Any = MultiProcessCollector
-            figures: Iterable[Metric] = everything(None, str(directory)).collect()
-            return figures
+def _serve(directory: Path, host: str, port: int) -> None:
+    """Serve the metrics of all processes, as soon as no other process does."""
+    import fcntl  # missing on Windows
 
     with (directory / "lock").open("w") as lock:
-        # Whoever holds it is the one, until their process ends.
+        # The kernel releases the lock when the process that holds it ends.
         fcntl.flock(lock, fcntl.LOCK_EX)
         registry = CollectorRegistry()
-        registry.register(OfTheLiving())
-        said = False
+        registry.register(LiveProcessCollector(directory))
+        logged = False
         while True:
             try:
                 _, thread = start_http_server(port, host, registry)
             except OSError as error:
-                if not said:
+                if not logged:
                     fields = {"host": host, "port": port, "reason": error.strerror}
                     log.error("metrics_port_unavailable", **fields)
-                    said = True
+                    logged = True
                 time.sleep(RETRY_AFTER)
             else:
                 thread.join()
-
-
-def _forget_the_dead(directory: Path) -> None:
-    """Take what processes that are no more were doing for done; what they have counted stays."""
-    for path in directory.glob("gauge_live*_*.db"):
-        if not _is_alive(int(path.stem.rpartition("_")[2])):
-            path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What psycopg2 lacks for a service: bounded waits, and statements that are planned once.
+"""Additions to psycopg2: a limit on the wait for an answer, and prepared statements.
 
-Both are PostgreSQL's and the driver's matters; project/database.py puts them to use.
+project/lib/database.py sets them up.
 """
 
 import contextlib
@@ -16,53 +16,53 @@ import psycopg2
 import psycopg2.extensions
 from sqlalchemy.engine.interfaces import ExceptionContext
 
-SUSPICION = 0.5  # seconds after which PostgreSQL may be hanging
+SUSPICION = 0.5  # seconds without an answer after which PostgreSQL may be hanging
 ANSWER_TIMEOUT = 2.0  # seconds to wait for PostgreSQL to connect, or to answer one statement
 
 # SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html
 READ_ONLY_TRANSACTION = "25006"
-# What an EXECUTE or a PREPARE meets where connections are pooled by somebody else, or after a
-# table was altered: no such statement; there is one already; its result is not what it was.
+# Errors of EXECUTE and PREPARE behind a connection pooler, or after ALTER TABLE: the statement does
+# not exist; it exists already; its result has changed.
 NOT_PREPARED = {"26000", "42P05", "0A000"}
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s|%%")
 
 
-class PatientConnection(psycopg2.extensions.connection):
-    """A connection that knows how long one answer may take, in seconds, and what it has prepared.
+class TimeLimitedConnection(psycopg2.extensions.connection):
+    """A connection with a timeout for each answer, in seconds, and its prepared statements.
 
-    A timeout of None is for ever: migrations take the time they take.
+    A timeout of None waits for ever, as migrations need.
     """
 
     answer_timeout: float | None = ANSWER_TIMEOUT
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Connect as psycopg2 does, with nothing prepared yet."""
+        """Connect as psycopg2 does, with no prepared statements."""
         super().__init__(*args, **kwargs)
-        # EXECUTEs by the SELECT they stand for; None where preparing does not work.
+        # The EXECUTE for each SELECT; None if prepared statements do not work.
         self.prepared: dict[str, str] | None = {}
 
 
 class AnswerTimeout(psycopg2.OperationalError):
-    """PostgreSQL did not answer in time; the connection has been cut."""
+    """PostgreSQL did not answer in time; the connection has been shut down."""
 
 
-class Patience:
-    """How long, and how many at once, wait for PostgreSQL.
+class WaitLimit:
+    """Limits how long connections wait for PostgreSQL, and how many wait long at once.
 
-    libpq by itself waits for ever on a server that hangs but whose machine still acknowledges.
-    psycopg2 calls this in place of that wait, for the connect as for every statement:
+    libpq waits for ever for a server that hangs while its machine still acknowledges packets.
+    psycopg2 calls `wait` instead, for connecting and for each statement:
     https://www.psycopg.org/docs/advanced.html#support-for-coroutine-libraries
     """
 
-    def __init__(self, places: int) -> None:
-        self._places = threading.BoundedSemaphore(places)
+    def __init__(self, slots: int) -> None:
+        self._slots = threading.BoundedSemaphore(slots)
 
     def wait(self, connection: psycopg2.extensions.connection) -> None:
-        """Wait until libpq has the answer; raises AnswerTimeout when its time is over.
+        """Wait until libpq has the answer; raises AnswerTimeout after `answer_timeout` seconds.
 
-        After SUSPICION seconds only so many go on waiting: threads that do not need the database
-        stay free while it hangs.
+        After SUSPICION seconds the wait goes on only if one of the slots is free. So a database
+        that hangs leaves threads for requests that do not need it.
         """
         timeout = getattr(connection, "answer_timeout", None)
         while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
@@ -70,37 +70,37 @@ class Patience:
             reading = state == psycopg2.extensions.POLL_READ
             poller.register(connection.fileno(), select.POLLIN if reading else select.POLLOUT)
             if not (poller.poll(SUSPICION * 1000) or self._wait_longer(poller, timeout)):
-                _cut(connection.fileno())
+                _shut_down(connection.fileno())
                 raise AnswerTimeout("the database did not answer in time")
 
     def _wait_longer(self, poller: "select.poll", timeout: float | None) -> bool:
-        """Wait for what is left of `timeout` seconds, if there is a place to; None is for ever."""
+        """Wait for the rest of `timeout` seconds, or for ever if it is None, if a slot is free."""
         if timeout is None:
             return bool(poller.poll())
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             return False
         try:
             return bool(poller.poll(max(0.0, timeout - SUSPICION) * 1000))
         finally:
-            self._places.release()
+            self._slots.release()
 
 
-def _cut(descriptor: int) -> None:
-    """Shut a socket down: what then closes the connection finds nothing left to wait for."""
+def _shut_down(descriptor: int) -> None:
+    """Shut a socket down, so that closing the connection does not wait for the server."""
     with socket.socket(fileno=os.dup(descriptor)) as line, contextlib.suppress(OSError):
-        line.shutdown(socket.SHUT_RDWR)  # refused where it was not even connected yet
+        line.shutdown(socket.SHUT_RDWR)  # fails if it is not connected yet
 
 
-def be_patient(places: int) -> None:
-    """Let every connection of this process wait as `Patience` says."""
-    psycopg2.extensions.set_wait_callback(Patience(places).wait)
+def limit_waits(slots: int) -> None:
+    """Apply a `WaitLimit` with this many slots to every connection of this process."""
+    psycopg2.extensions.set_wait_callback(WaitLimit(slots).wait)
 
 
 def drop_read_only_connections(context: ExceptionContext) -> None:
-    """Take a connection that refuses writes for one to a server that has stepped down.
+    """Close a connection that refuses writes, as after a failover to another server.
 
-    A session stays read-only after its server became a standby, or after the setting that made
-    it so was taken back: only a new connection finds out.
+    A session stays read-only after its server became a standby, even after the setting that made
+    it read-only was reverted. Only a new connection reaches a primary.
     """
     if getattr(context.original_exception, "pgcode", None) == READ_ONLY_TRANSACTION:
         context.is_disconnect = True
@@ -109,13 +109,13 @@ def drop_read_only_connections(context: ExceptionContext) -> None:
 def execute_prepared(
     cursor: Any, statement: str, parameters: dict[str, Any], _context: object
 ) -> bool:
-    """Execute a SELECT as a prepared statement; return False to have it executed as it is.
+    """Execute a SELECT as a prepared statement; return False to let SQLAlchemy execute it.
 
-    PostgreSQL takes longer to plan a lookup in two tables than to do it, and psycopg2 leaves the
-    planning to every execution. Where preparing turns out not to work (PgBouncer in transaction
-    mode hands each statement to another connection) this connection goes on without.
+    PostgreSQL takes longer to plan a lookup in two tables than to execute it, and psycopg2 has
+    every execution planned. A connection on which prepared statements fail continues without them:
+    PgBouncer in transaction mode sends each statement over another connection.
     """
-    connection: PatientConnection = cursor.connection
+    connection: TimeLimitedConnection = cursor.connection
     if connection.prepared is None or not statement.startswith("SELECT"):
         return False
     try:
@@ -131,7 +131,7 @@ def execute_prepared(
 
 
 def _prepare(cursor: Any, statement: str) -> str:
-    """Prepare a statement with psycopg2's named placeholders; return the EXECUTE with the same."""
+    """Prepare a statement with psycopg2's named placeholders; return its EXECUTE with the same."""
     names: dict[str, int] = {}
 
     def number(placeholder: re.Match[str]) -> str:
@@ -140,7 +140,7 @@ def _prepare(cursor: Any, statement: str) -> str:
         return f"${names.setdefault(placeholder[1], len(names) + 1)}"
 
     query = _PLACEHOLDER.sub(number, statement)
-    # The same name means the same text, on whatever connection it is met.
+    # The name depends on the text only: on every connection it is the same statement.
     name = f"q_{hashlib.sha256(query.encode()).hexdigest()[:32]}"
     cursor.execute(f"PREPARE {name} AS {query}")
     arguments = ", ".join(f"%({name})s" for name in names)

@@ -1,38 +1,39 @@
-"""Readiness: whether requests may be sent to this process, for those who ask it all the time.
+"""Readiness: whether a load balancer may send requests to this process.
 
-It is ready while its database answers and has the tables that this code works with. How busy it is
-has no part in that: a server that is taken out for being slow makes the others slower.
+A process is ready while its database answers and has the tables that this code works with. Load
+does not count: taking a slow server out of rotation makes the others slower.
 
-One thread asks the database, on a connection that no request needs. So the answer takes nothing
-from requests, comes in time whatever the database does, and costs the same for any number who ask.
+One thread examines the database, on a connection of its own. So readiness probes take no resources
+from requests, are answered in time whatever the database does, and cost the same however many
+there are.
 """
 
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import cast
 
 import structlog
-from flask import Flask, current_app
+from flask import Flask
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from project import database
 from project.errors import DatabaseNotMigrated, DatabaseUnavailable, ServiceError
 from project.extensions import db
+from project.lib import database
+from project.lib.app_state import AppState
 
-TIMEOUT = 0.8  # seconds for an examination: who waits for one second still gets the answer
-FRESH = 0.5  # seconds for which all are told what one examination found
-LATE = 2.0  # seconds for which they are, while the next one is under way
+TIMEOUT = 0.8  # seconds to wait for an examination; a probe that waits 1 second gets the answer
+FRESH = 0.5  # seconds for which a result is returned without another examination
+LATE = 2.0  # seconds for which it is returned while the next examination is running
 RETRY_AFTER = 1  # seconds
 
 log = structlog.get_logger()
 
-Obstacle = type[ServiceError] | None  # what is in the way
+Obstacle = type[ServiceError] | None  # None: the process is ready
 
 
 class Readiness:
-    """What the last examination of a database found, and the thread that makes the next."""
+    """The result of the last examination of a database, and the thread for the next one."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -44,17 +45,17 @@ class Readiness:
         self._logged: Obstacle = None
 
     def obstacle(self) -> Obstacle:
-        """Return what is in the way, after at most TIMEOUT seconds.
+        """Return the reason why the process is not ready, or None, after at most TIMEOUT seconds.
 
-        Where it has been known a moment ago nobody waits but the one who has it examined anew:
-        while the database hangs, who asks for readiness holds one thread of the server.
+        While an examination is running, other probes get the last result if it is not older than
+        LATE seconds. So a database that hangs blocks one thread of the server for all probes.
         """
         with self._lock:
             age = time.monotonic() - self._known_since
-            under_way = self._examination is not None and not self._examination.done()
-            if age <= (LATE if under_way else FRESH):
+            running = self._examination is not None and not self._examination.done()
+            if age <= (LATE if running else FRESH):
                 return self._obstacle
-            if self._examination is None or not under_way:
+            if self._examination is None or not running:
                 self._examination = self._executor.submit(self._examine)
             examination = self._examination
         try:
@@ -76,7 +77,7 @@ class Readiness:
             state = getattr(getattr(error, "orig", None), "pgcode", None)
             obstacle = DatabaseUnavailable
             reason = {"error": type(error).__name__, "sqlstate": state}
-        if obstacle is not self._logged:  # once, not at every probe
+        if obstacle is not self._logged:  # log changes, not every probe
             self._logged = obstacle
             if obstacle:
                 log.error("not_ready", code=obstacle.code, **reason)
@@ -85,15 +86,17 @@ class Readiness:
         return obstacle
 
 
+_readiness = AppState[Readiness]("readiness")
+
+
 def init_app(app: Flask) -> None:
-    """Give `app` somebody who examines its database; the migrations are read here, once."""
+    """Prepare the examination of the database of `app`; reads the migrations, once."""
     database.revisions()
     with app.app_context():
-        app.extensions["readiness"] = Readiness(db.engines[database.PROBE])
+        _readiness.set(app, Readiness(db.engines[database.PROBE]))
 
 
 def check() -> None:
     """Raise DatabaseUnavailable or DatabaseNotMigrated unless this process is ready."""
-    readiness = cast(Readiness, current_app.extensions["readiness"])
-    if obstacle := readiness.obstacle():
+    if obstacle := _readiness.get().obstacle():
         raise obstacle(retry_after=RETRY_AFTER)

@@ -1,47 +1,50 @@
-"""What is wrong with a configuration, for who runs the service and has never read its code.
+"""The command that checks a configuration before it goes live: check.
 
-All of it is judged as in front of real people, under whichever settings it is asked.
+Its findings are written for operators who do not know the code. Every configuration is judged as
+one for production, whichever class of settings APP_SETTINGS names.
 """
 
 import ipaddress
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flask import Config, Flask
+from flask import Config, Flask, current_app
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from project import clock, database, passwords
+from project import clock
 from project.config import DAY, strong_key
 from project.errors import ConfigurationError
 from project.extensions import db
+from project.lib import database, hashing
 
-# OWASP's Password Storage Cheat Sheet: a cost of 10 at least, and less than a second.
+# OWASP's Password Storage Cheat Sheet: a cost of at least 10, and less than a second.
 MIN_ROUNDS = 10
-SLOWEST_HASH = 1.0  # seconds
-# Each cost takes twice as long as the one below: on any machine one is between half of this and it.
-GOOD_HASH = 0.5  # seconds
-# NIST SP 800-63B-4, 3.1.1.2: beside another factor, and where a password is all there is.
-SHORTEST_PASSWORD, GOOD_PASSWORD = 8, 15
-MAX_SKEW = 1.0  # seconds
+MAX_HASH_SECONDS = 1.0
+# Each cost takes twice as long as the one below, so on any machine one of them takes between half
+# of this and all of it.
+GOOD_HASH_SECONDS = 0.5
+# NIST SP 800-63B-4, 3.1.1.2: with a second factor, and for passwords as the only factor.
+MIN_PASSWORD_WITH_SECOND_FACTOR, MIN_PASSWORD_ALONE = 8, 15
+MAX_CLOCK_SKEW = 1.0  # seconds
 
 
 class Verdict(Enum):
-    """What a finding means for who wants to go live."""
+    """How serious a finding is."""
 
     OK = "ok"
-    NOTE = "note"  # to be known; whether it does harm is for the operator to say
+    NOTE = "note"  # the operator decides whether it is acceptable
     WRONG = "wrong"
 
 
 class Finding(NamedTuple):
-    """Something that was looked at, in a sentence or two."""
+    """The result of one check, in a sentence or two."""
 
     verdict: Verdict
     text: str
@@ -52,39 +55,54 @@ class Finding(NamedTuple):
 
 
 def ok(text: str) -> Finding:
-    """Return what is as it should be."""
+    """Return a finding that something is right."""
     return Finding(Verdict.OK, text)
 
 
 def note(text: str) -> Finding:
-    """Return what the operator should know."""
+    """Return a finding for the operator to decide on."""
     return Finding(Verdict.NOTE, text)
 
 
 def wrong(text: str) -> Finding:
-    """Return what should not go live."""
+    """Return a finding that should not go live."""
     return Finding(Verdict.WRONG, text)
 
 
+def check() -> int:
+    """Check the settings, the database and the clock before the service goes live."""
+    return report(examine(current_app))
+
+
+def report(findings: Iterable[Finding]) -> int:
+    """Print findings as they come; return the exit code, 1 if something is wrong."""
+    wrong = 0
+    for finding in findings:
+        print(finding, flush=True)
+        wrong += finding.verdict is Verdict.WRONG
+    print(f"\nWrong: {wrong}." if wrong else "\nNothing is wrong.")
+    return 1 if wrong else 0
+
+
 def examine(app: Flask) -> Iterator[Finding]:
-    """Look at the settings of `app` and at its database, in its context."""
-    yield _purpose(app)
+    """Check the settings of `app` and its database, in the context of `app`."""
+    yield _settings_class(app)
     yield from _keys(app.config)
-    yield from _doors(app.config)
-    yield _transport(app.config)
-    yield _passwords(app.config)
+    yield from _access(app.config)
+    yield _https(app.config)
+    yield _password_length(app.config)
     rounds = app.config["BCRYPT_LOG_ROUNDS"]
-    yield hashing(rounds, passwords.seconds(rounds))
+    yield hash_cost(rounds, hashing.seconds(rounds))
     yield from _database(app.config)
 
 
-def refused(error: ConfigurationError) -> Iterator[Finding]:
-    """Say why there is no `app` to look at."""
+def configuration_refused(error: ConfigurationError) -> Iterator[Finding]:
+    """Yield the reasons why the application cannot be created."""
     yield from map(wrong, error.complaints)
-    yield note("The rest is looked at once the service can start with these settings.")
+    yield note("The other checks run once the service can start with these settings.")
 
 
-def _purpose(app: Flask) -> Finding:
+def _settings_class(app: Flask) -> Finding:
     if app.testing or app.debug:
         purpose = "tests" if app.testing else "development"
         return wrong(
@@ -104,44 +122,42 @@ def _keys(config: Config) -> Iterator[Finding]:
         try:
             strong_key(key)
         except ValueError as error:
-            yield wrong(f"{name} {error}: who guesses it can be anybody.")
+            yield wrong(f"{name} {error}: an attacker who guesses it can forge tokens of any user.")
         else:
-            yield ok(f"{name} is long, and not one that everybody knows.")
+            yield ok(f"{name} is long enough, and not a well-known key.")
     if "," in config["SECRET_KEY"]:
         yield note(
-            "SECRET_KEY has a comma in it, so it can never be one of SECRET_KEY_FALLBACKS:"
-            " when it is replaced, everybody has to log in again."
+            "SECRET_KEY contains a comma, so it can never be one of SECRET_KEY_FALLBACKS: when it"
+            " is replaced, all users have to log in again."
         )
     if fallbacks:
         access = config["TOKEN_EXPIRATION_DAYS"] * DAY + config["TOKEN_EXPIRATION_SECONDS"]
         longest = max(access, config["REFRESH_EXPIRATION_SECONDS"]) / DAY
         yield note(
-            f"Keys in SECRET_KEY_FALLBACKS: {len(fallbacks)}. Take an old one out when its last"
-            f" token is over, {longest:.3g} days after no server signs with it any more."
+            f"Keys in SECRET_KEY_FALLBACKS: {len(fallbacks)}. Remove an old key when its last"
+            f" token has expired, {longest:.3g} days after the last server stopped signing with it."
         )
 
 
-def _doors(config: Config) -> Iterator[Finding]:
-    """Look at who may do what."""
+def _access(config: Config) -> Iterator[Finding]:
+    """Check who can reach which part of the service."""
     if config["USERS_API_OPEN"]:
         yield wrong(
-            "USERS_API_OPEN is on: anybody may list all users with their email addresses, and add"
-            " some. Set USERS_API_OPEN=false."
+            "USERS_API_OPEN is on: clients without a token can list all users with their email"
+            " addresses, and add users. Set USERS_API_OPEN=false."
         )
     else:
-        yield ok("Users are listed and added by admins alone.")
+        yield ok("Only admins can list and add users.")
     if "*" in config["CORS_ORIGINS"]:
         yield wrong(
-            "CORS_ORIGINS has a * in it: the pages of any site may read the answers."
-            " Name the sites that may."
+            "CORS_ORIGINS contains *: the pages of any site can read the responses. List the"
+            " origins of your own pages instead."
         )
     else:
-        named = ", ".join(sorted(config["CORS_ORIGINS"]))
-        yield ok(f"Pages of other sites that may read the answers: {named or 'none'}.")
+        origins = ", ".join(sorted(config["CORS_ORIGINS"]))
+        yield ok(f"Origins whose pages can read the responses: {origins or 'none'}.")
     if config.get("API_DOCS"):
-        yield wrong(
-            "API_DOCS is on: anybody may read the documentation of the API. Set API_DOCS=false."
-        )
+        yield wrong("API_DOCS is on: the documentation of the API is public. Set API_DOCS=false.")
     else:
         yield ok("The documentation of the API is not public.")
     if port := config["METRICS_PORT"]:
@@ -149,59 +165,72 @@ def _doors(config: Config) -> Iterator[Finding]:
         if str(port) == os.environ.get("GRANIAN_PORT", "5000"):
             yield wrong(f"METRICS_PORT={port} is the port of the service itself. Choose another.")
         yield note(
-            f"METRICS_PORT={port}: whoever reaches {host} at that port reads how many log in, and"
-            " how busy the service is. Let in nobody but Prometheus."
+            f"METRICS_PORT={port}: metrics, such as the number of logins, are readable without a"
+            f" token on {host} at this port. Let only Prometheus connect to it."
         )
     if config["RATE_LIMITS"]:
-        yield ok("Attempts to guess a password are counted and limited.")
+        yield ok("Attempts to log in and to register are limited.")
     else:
         yield wrong(
-            "RATE_LIMITS is off: passwords may be guessed without end. Set RATE_LIMITS=true."
+            "RATE_LIMITS is off: an attacker can guess passwords without a limit."
+            " Set RATE_LIMITS=true."
         )
 
 
-def _transport(config: Config) -> Finding:
-    """Look at whether tokens and passwords travel unread."""
-    believed = config["TRUSTED_PROXIES"]
-    if config["FORCE_HTTPS"] and not believed and "GRANIAN_SSL_CERTIFICATE" not in os.environ:
+def _https(config: Config) -> Finding:
+    """Check whether tokens and passwords are accepted over plain HTTP."""
+    proxies = config["TRUSTED_PROXIES"]
+    if config["FORCE_HTTPS"] and not proxies and "GRANIAN_SSL_CERTIFICATE" not in os.environ:
         return wrong(
-            "FORCE_HTTPS is on and TRUSTED_PROXIES is 0: every request will be refused, as no proxy"
-            " is believed that says it came by https. Set TRUSTED_PROXIES to the number of them."
+            "FORCE_HTTPS is on and TRUSTED_PROXIES is 0: every request will be refused, because"
+            " the X-Forwarded-Proto header of the proxy is ignored. Set TRUSTED_PROXIES to the"
+            " number of proxies."
         )
     if config["FORCE_HTTPS"]:
-        return ok("What does not come by https is refused.")
+        return ok("Requests that did not arrive over HTTPS are refused.")
     return note(
-        "FORCE_HTTPS is off: a token or password that is sent in the clear is taken. Behind"
-        " proxies that speak https, set FORCE_HTTPS=true and TRUSTED_PROXIES to their number"
-        f" (it is {believed})."
+        "FORCE_HTTPS is off: tokens and passwords are accepted over plain HTTP. Behind proxies"
+        " that terminate TLS, set FORCE_HTTPS=true and TRUSTED_PROXIES to the number of proxies"
+        f" (now {proxies})."
     )
 
 
-def _passwords(config: Config) -> Finding:
-    shortest = config["PASSWORD_MIN_LENGTH"]
-    said = f"PASSWORD_MIN_LENGTH={shortest}: new passwords"
-    if shortest < SHORTEST_PASSWORD:
-        return wrong(f"{said} may be too short. NIST asks for {SHORTEST_PASSWORD} characters.")
-    if shortest < GOOD_PASSWORD:
-        return note(
-            f"{said} are long enough beside a second factor. NIST asks for {GOOD_PASSWORD}"
-            " characters where a password is all that somebody logs in with."
+def _password_length(config: Config) -> Finding:
+    length = config["PASSWORD_MIN_LENGTH"]
+    setting = f"PASSWORD_MIN_LENGTH={length}:"
+    if length < MIN_PASSWORD_WITH_SECOND_FACTOR:
+        return wrong(
+            f"{setting} new passwords can be too short. NIST requires at least"
+            f" {MIN_PASSWORD_WITH_SECOND_FACTOR} characters."
         )
-    return ok(f"{said} are long enough.")
+    if length < MIN_PASSWORD_ALONE:
+        return note(
+            f"{setting} new passwords are long enough together with a second factor. NIST requires"
+            f" at least {MIN_PASSWORD_ALONE} characters where the password is the only factor."
+        )
+    return ok(f"{setting} new passwords are long enough.")
 
 
-def hashing(rounds: int, seconds: float) -> Finding:
-    """Look at a cost of hashes, and how long one takes here."""
-    best = max(MIN_ROUNDS, rounds + math.floor(math.log2(GOOD_HASH / seconds)))
-    said = f"To check a password takes {_ms(seconds)} on this machine (BCRYPT_LOG_ROUNDS={rounds})"
+def hash_cost(rounds: int, seconds: float) -> Finding:
+    """Check the cost of hashes, given the seconds that one takes on this machine."""
+    best = max(MIN_ROUNDS, rounds + math.floor(math.log2(GOOD_HASH_SECONDS / seconds)))
+    measured = (
+        f"Hashing a password takes {_ms(seconds)} on this machine (BCRYPT_LOG_ROUNDS={rounds})"
+    )
     better = f"BCRYPT_LOG_ROUNDS={best} would take {_ms(seconds * 2.0 ** (best - rounds))}"
     if rounds < MIN_ROUNDS:
-        return wrong(f"{said}: too little for who steals the database. {better}.")
-    if seconds > SLOWEST_HASH:
-        return wrong(f"{said}: everybody waits, and few can log in at once. {better}.")
+        return wrong(
+            f"{measured}. That is too little: an attacker with a copy of the database can guess"
+            f" passwords too fast. {better}."
+        )
+    if seconds > MAX_HASH_SECONDS:
+        return wrong(
+            f"{measured}. That is too long: users wait, and few can log in at the same time."
+            f" {better}."
+        )
     if best != rounds:
-        return note(f"{said}. {better}.")
-    return ok(f"{said}.")
+        return note(f"{measured}. {better}.")
+    return ok(f"{measured}.")
 
 
 def _ms(seconds: float) -> str:
@@ -209,13 +238,13 @@ def _ms(seconds: float) -> str:
 
 
 class Server(NamedTuple):
-    """A PostgreSQL server, as a connection to it shows it."""
+    """A PostgreSQL server, as seen over a connection to it."""
 
-    skew: float  # seconds that its clock is ahead of ours, as far as can be said
-    superuser: bool
-    connections: int  # that it takes from roles like this one
-    pooled: bool  # whether a pooler stands before it, which shares them
-    address: str | None  # None where it is this machine
+    skew: float  # seconds by which its clock is ahead of this machine's, at least
+    superuser: bool  # whether the role of the connection is one
+    connections: int  # the number that it allows the role
+    pooled: bool  # whether a connection pooler is in front of it
+    address: str | None  # None for a server on this machine
     encrypted: bool
 
 
@@ -223,29 +252,31 @@ def _database(config: Config) -> Iterator[Finding]:
     engine = db.engines[database.PROBE]
     if config["EMBEDDED_DATABASE"]:
         yield wrong(
-            "DATABASE_URL is not set: the data is in a file of the service's own. Name a database."
+            "DATABASE_URL is not set: the data is in an SQLite file in instance/."
+            " Set DATABASE_URL to a database."
         )
     elif engine.dialect.name == "sqlite":
-        yield note("The data is in an SQLite file: no service on another machine can share it.")
+        yield note("The data is in an SQLite file: servers on other machines cannot share it.")
     if (missing := _missing_file(engine)) is not None:
         yield wrong(f"There is no file {missing}: {_MIGRATE}.")
         return
     try:
         yield _schema(database.schema(engine))
         if engine.dialect.name == "sqlite":
-            yield ok("There is one clock: SQLite has none of its own that could differ.")
+            yield ok("There is one clock: SQLite uses that of this machine.")
         else:
-            yield from serving(database.ask(engine, _look), config, engine.url.query)
+            server = database.run(engine, _inspect_server)
+            yield from server_findings(server, config, engine.url.query)
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         yield wrong(f"The database cannot be used: {reason}")
 
 
-_MIGRATE = "python manage.py db upgrade makes the tables, and serve does so by itself"
+_MIGRATE = "python manage.py db upgrade creates the tables, and serve runs it at its start"
 
 
 def _missing_file(engine: Engine) -> Path | None:
-    """Return the file of an SQLite database where there is none: to look would make it."""
+    """Return the file of an SQLite database if it does not exist; connecting would create it."""
     name = engine.url.database or ""
     if engine.dialect.name != "sqlite" or name.startswith("file:") or Path(name).exists():
         return None
@@ -257,7 +288,9 @@ def _schema(schema: database.Schema) -> Finding:
         case database.Schema.CURRENT:
             return ok("The database can be reached, and every migration has run.")
         case database.Schema.AHEAD:
-            return note("A newer version of the service has migrated the database; this one works.")
+            return note(
+                "A newer version of the service has migrated the database; this version can use it."
+            )
         case database.Schema.BEHIND:
             return wrong(f"Migrations are missing: {_MIGRATE}.")
         case database.Schema.FOREIGN:
@@ -269,7 +302,7 @@ def _schema(schema: database.Schema) -> Finding:
 
 _SERVER = text(
     """
-    SELECT clock_timestamp() AS moment,
+    SELECT clock_timestamp() AS time,
         pg_backend_pid() AS pid,
         current_setting('is_superuser') = 'on' AS superuser,
         least(
@@ -283,92 +316,94 @@ _SERVER = text(
 )
 
 
-def _look(connection: Connection) -> Server:
+def _inspect_server(connection: Connection) -> Server:
     asked_at = clock.utcnow()
     row = connection.execute(_SERVER).one()
     answered_at = clock.utcnow()
     raw: Any = connection.connection.dbapi_connection
     return Server(
-        skew=_outside(row.moment, asked_at, answered_at),
+        skew=_seconds_outside(row.time, asked_at, answered_at),
         superuser=row.superuser,
         connections=row.connections,
-        # A pooler tells clients of processes that are none of the server's.
+        # A pooler gives its clients process ids that the server does not have.
         pooled=raw.info.backend_pid != row.pid,
-        address=far_end(raw.fileno()),
+        address=peer_address(raw.fileno()),
         encrypted=raw.info.ssl_in_use,
     )
 
 
-def far_end(descriptor: int) -> str | None:
-    """Return the address that a socket is connected to, or None where that is this machine."""
-    with socket.socket(fileno=os.dup(descriptor)) as line:
-        if line.family == socket.AF_UNIX:
+def peer_address(descriptor: int) -> str | None:
+    """Return the address that a socket is connected to, or None if that is this machine."""
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
+        if connection.family == socket.AF_UNIX:
             return None
-        here, there = line.getsockname()[0], line.getpeername()[0]
-    return None if here == there else str(there)
+        local, peer = connection.getsockname()[0], connection.getpeername()[0]
+    return None if local == peer else str(peer)
 
 
-def _outside(moment: datetime, begin: datetime, end: datetime) -> float:
-    """Return by how many seconds a moment misses an interval; negative where it comes before."""
-    return max(0.0, (moment - end).total_seconds()) + min(0.0, (moment - begin).total_seconds())
+def _seconds_outside(time: datetime, begin: datetime, end: datetime) -> float:
+    """Return the seconds by which a time is after an interval; negative if it is before it."""
+    return max(0.0, (time - end).total_seconds()) + min(0.0, (time - begin).total_seconds())
 
 
-def serving(server: Server, config: Config, options: Mapping[str, Any]) -> Iterator[Finding]:
-    """Look at a PostgreSQL server; `options` are those of DATABASE_URL."""
-    if abs(server.skew) > MAX_SKEW:
-        word = "behind" if server.skew > 0 else "ahead of"
+def server_findings(
+    server: Server, config: Config, options: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Check a PostgreSQL server; `options` are those of DATABASE_URL."""
+    if abs(server.skew) > MAX_CLOCK_SKEW:
+        relation = "behind" if server.skew > 0 else "ahead of"
         yield wrong(
-            f"The clock of this machine is {abs(server.skew):.1f} s {word} the database's: have"
-            " both set by NTP. Tokens and sessions end by the clock of whichever machine is asked."
+            f"The clock of this machine is {abs(server.skew):.1f} s {relation} the database's:"
+            " synchronize both with NTP. Tokens and sessions expire by the clock of the machine"
+            " that handles the request."
         )
     else:
         yield ok("The clocks of this machine and of the database agree to the second.")
     yield _connections(server, config)
     if server.superuser:
         yield note(
-            "The service is a superuser of the database. A role that owns this one database will"
-            " do, and whoever gets hold of DATABASE_URL gets less."
+            "The service connects to the database as a superuser. Use a role that owns only this"
+            " database: an attacker who gets DATABASE_URL then gets less."
         )
     else:
-        yield ok("The service is no superuser of the database.")
-    yield _line(server, str(options.get("sslmode", "prefer")))
+        yield ok("The service does not connect to the database as a superuser.")
+    yield _encryption(server, str(options.get("sslmode", "prefer")))
 
 
 def _connections(server: Server, config: Config) -> Finding:
     workers, threads = config["GRANIAN_WORKERS"], config["GRANIAN_BLOCKING_THREADS"]
-    wanted = workers * (2 * threads + 1)
+    needed = workers * (2 * threads + 1)
     if server.pooled:
-        return ok("A pooler shares out the connections to the database.")
-    if wanted > server.connections:
+        return ok("A pooler shares the connections to the database.")
+    allowed = f"PostgreSQL allows this role {server.connections} connections"
+    if needed > server.connections:
         return wrong(
-            f"PostgreSQL takes {server.connections} connections from this role, and this server may"
-            f" want {wanted}: {workers} processes with {threads} threads, two for each thread and"
-            " one for each process. Raise max_connections, or lower GRANIAN_WORKERS or"
-            " GRANIAN_BLOCKING_THREADS."
+            f"{allowed}, and this server may open {needed}: {workers} processes with {threads}"
+            " threads, two connections for each thread and one for each process. Raise"
+            " max_connections, or lower GRANIAN_WORKERS or GRANIAN_BLOCKING_THREADS."
         )
-    return ok(
-        f"PostgreSQL takes {server.connections} connections from this role, and this server wants"
-        f" {wanted} at most."
-    )
+    return ok(f"{allowed}, and this server opens at most {needed}.")
 
 
-def _line(server: Server, mode: str) -> Finding:
-    """Look at who might read what is said to the database, or say it in its place."""
+def _encryption(server: Server, mode: str) -> Finding:
+    """Check whether an attacker in the network can read the traffic or impersonate the server."""
     if server.address is None:
-        return ok("What is said to the database stays on this machine.")
+        return ok("The connection to the database stays on this machine.")
     if not server.encrypted:
-        said = f"What is said to the database at {server.address} is not encrypted"
+        unencrypted = f"The connection to the database at {server.address} is not encrypted"
         if ipaddress.ip_address(server.address).is_global:
             return wrong(
-                f"{said}, hashes of passwords included. Add ?sslmode=verify-full to DATABASE_URL."
+                f"{unencrypted}, and carries password hashes over a public network."
+                " Add ?sslmode=verify-full to DATABASE_URL."
             )
         return note(
-            f"{said}: be sure of everybody in that network, or add ?sslmode=verify-full to"
+            f"{unencrypted}. Make sure that the network is trusted, or add ?sslmode=verify-full to"
             " DATABASE_URL."
         )
     if mode not in {"verify-ca", "verify-full"}:
         return note(
-            f"What is said to the database is encrypted, but whoever answers in its place is taken"
-            f" for it (sslmode={mode}). Add ?sslmode=verify-full to DATABASE_URL."
+            "The connection to the database is encrypted, but the server's certificate is not"
+            f" verified (sslmode={mode}): an attacker can impersonate it."
+            " Add ?sslmode=verify-full to DATABASE_URL."
         )
-    return ok("What is said to the database is encrypted, and it shows that it is the one.")
+    return ok("The connection to the database is encrypted, and its certificate is verified.")

@@ -1,11 +1,11 @@
-"""Moving in and out: users with the hashes of their passwords, from a file and into one.
+"""Import users with their password hashes from a file, and export them.
 
-Functions here write and may flush; the caller commits, batch by batch.
+Functions here write and may flush; the caller commits after each batch.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 from sqlalchemy import (
@@ -14,7 +14,6 @@ from sqlalchemy import (
     Insert,
     Integer,
     Row,
-    Table,
     Text,
     bindparam,
     column,
@@ -23,91 +22,93 @@ from sqlalchemy import (
     union_all,
 )
 
-from project import clock, database, passwords, records
-from project.api.models import User, username_key
-from project.api.schemas import ImportedUser
+from project import clock
 from project.extensions import db
-from project.records import Record
+from project.lib import database, hashing
+from project.models import username_key, users_table
+from project.ops import user_files
+from project.ops.user_files import ImportedUser, Record
 
 BATCH = 5_000  # records
 
-_users = cast(Table, User.__table__)
-_COLUMNS = [each for each in _users.c if each.name != "id"]
-_EXPORTED = select(*_COLUMNS).order_by(_users.c.id)
+_COLUMNS = [each for each in users_table.c if each.name != "id"]
+_EXPORTED = select(*_COLUMNS).order_by(users_table.c.id)
 
 
 class Refusal(NamedTuple):
-    """A record that was not taken in."""
+    """A record that was not imported."""
 
     line: int
-    errors: dict[str, str]  # by field, as in `records.Record`
+    errors: dict[str, str]  # by field, as in `user_files.Record`
 
 
 class Batch(NamedTuple):
-    """What became of some records that follow one another in a file."""
+    """The outcome of consecutive records of a file."""
 
-    end: int  # bytes of the file up to here
+    end: int  # bytes of the file up to the end of the batch
     added: int
-    there: int  # users who had been there before, just as the file has them
+    existing: int  # users that the database had before, exactly as in the file
     refused: list[Refusal]  # in the order of the lines
 
 
-class _Newcomer(NamedTuple):
+class _Candidate(NamedTuple):
+    """A valid record, whose user is added unless the email or the username is taken."""
+
     line: int
     user: ImportedUser
-    key: str
+    username_key: str
 
 
-def take_in(file: BinaryIO, *, as_csv: bool) -> Iterator[Batch]:
-    """Add the users of a file, and yield what became of each batch, which is then to be committed.
+def import_users(file: BinaryIO, *, as_csv: bool) -> Iterator[Batch]:
+    """Add the users of a file; yield the outcome of each batch, for the caller to commit.
 
-    Whoever is there stays as they are: a file that was taken in, or a part of it, can be taken in
-    again, and what has happened to its users since then is not undone.
+    Existing users are never changed. A file, or a part of it, can therefore be imported again
+    without undoing what has happened to its users since.
     """
-    read = records.read(file, as_csv=as_csv)
-    while batch := list(islice(read, BATCH)):
-        yield _take_in(batch)
+    records = user_files.read(file, as_csv=as_csv)
+    while batch := list(islice(records, BATCH)):
+        yield _import_batch(batch)
 
 
-def _take_in(batch: Sequence[Record]) -> Batch:
-    refused = [Refusal(record.line, record.errors) for record in batch if not record.user]
-    newcomers = [
-        _Newcomer(record.line, record.user, username_key(record.user.username))
+def _import_batch(batch: Sequence[Record]) -> Batch:
+    invalid = [Refusal(record.line, record.errors) for record in batch if not record.user]
+    candidates = [
+        _Candidate(record.line, record.user, username_key(record.user.username))
         for record in batch
         if record.user
     ]
-    left = _add(newcomers)
-    objections = [refusal for refusal in _compare(left) if refusal.errors]
+    not_added = _add(candidates)
+    conflicting = [refusal for refusal in _compare(not_added) if refusal.errors]
     return Batch(
         end=batch[-1].end,
-        added=len(newcomers) - len(left),
-        there=len(left) - len(objections),
-        refused=sorted(refused + objections, key=lambda refusal: refusal.line),
+        added=len(candidates) - len(not_added),
+        existing=len(not_added) - len(conflicting),
+        refused=sorted(invalid + conflicting, key=lambda refusal: refusal.line),
     )
 
 
-def _add(newcomers: Sequence[_Newcomer]) -> list[_Newcomer]:
-    """Add those whose email and username nobody has; return the others."""
-    rows = orjson.dumps(list(_rows(newcomers))).decode()
+def _add(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Add the users whose email and username are free; return the other candidates."""
+    rows = orjson.dumps(list(_rows(candidates))).decode()
     result = db.session.execute(_insert(), {"batch": rows})
     added = {tuple(row) for row in result}
-    left = []
-    for newcomer in newcomers:
-        names = newcomer.user.email, newcomer.key
-        if names in added:
-            added.remove(names)  # so that another with both is not taken for them
+    not_added = []
+    for candidate in candidates:
+        key = candidate.user.email, candidate.username_key
+        if key in added:
+            added.remove(key)  # a later candidate with the same key was not added
         else:
-            left.append(newcomer)
-    return left
+            not_added.append(candidate)
+    return not_added
 
 
-def _rows(newcomers: Sequence[_Newcomer]) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each, in JSON as the database would have them."""
+def _rows(candidates: Sequence[_Candidate]) -> Iterator[dict[str, Any]]:
+    """Yield the columns of each candidate, as JSON values that the database can convert."""
     dialect = db.engine.dialect
-    # SQLite keeps moments as text of a form of its own.
-    moment: Any = _users.c.created_at.type.dialect_impl(dialect).bind_processor(dialect)
+    # SQLite stores times as text, in a format of its own.
+    as_column: Any = users_table.c.created_at.type.dialect_impl(dialect).bind_processor(dialect)
     now = clock.utcnow()
-    for line, user, key in newcomers:
+    for line, user, key in candidates:
         yield {
             "line": line,
             "username": user.username,
@@ -116,28 +117,28 @@ def _rows(newcomers: Sequence[_Newcomer]) -> Iterator[dict[str, Any]]:
             "password": user.password_hash,
             "active": user.active,
             "admin": user.admin,
-            "created_at": moment(user.created_at or now),
+            "created_at": as_column(user.created_at or now),
         }
 
 
 def _insert() -> Insert:
-    """Return the statement that adds the rows of the JSON array `batch`, in their order.
+    """Return the statement that inserts the rows of the JSON array `batch`, in their order.
 
-    Whoever is there is left out before ON CONFLICT does it, which uses up an id each time.
+    Rows with an existing email are filtered out first: ON CONFLICT would use up an id for each.
     """
-    batch = _unpacked()
-    there = select(_users.c.id).where(_users.c.email == batch.c.email).exists()
-    new = select(*(batch.c[each.name] for each in _COLUMNS)).where(~there).order_by(batch.c.line)
+    batch = _batch_table()
+    exists = select(users_table.c.id).where(users_table.c.email == batch.c.email).exists()
+    new = select(*(batch.c[each.name] for each in _COLUMNS)).where(~exists).order_by(batch.c.line)
     return (
-        database.insert(_users)
+        database.insert(users_table)
         .from_select(_COLUMNS, new)
         .on_conflict_do_nothing()
-        .returning(_users.c.email, _users.c.username_key)
+        .returning(users_table.c.email, users_table.c.username_key)
     )
 
 
-def _unpacked() -> FromClause:
-    """Return the JSON array `batch` as a table: one parameter, however many rows there are."""
+def _batch_table() -> FromClause:
+    """Return the JSON array in the parameter `batch` as a table: one parameter for any number."""
     fields = [column("line", Integer), *(column(each.name, each.type) for each in _COLUMNS)]
     batch = bindparam("batch", type_=Text)
     if database.is_postgresql():
@@ -150,48 +151,50 @@ def _unpacked() -> FromClause:
     ).subquery("batch")
 
 
-def _compare(left: Sequence[_Newcomer]) -> Iterator[Refusal]:
-    """Yield what speaks against each who was not added: nothing, when they are there already."""
-    if not left:
+def _compare(not_added: Sequence[_Candidate]) -> Iterator[Refusal]:
+    """Yield a refusal for each candidate; without errors, if the same user exists already."""
+    if not not_added:
         return
-    rows = [{"email": user.email, "username_key": key} for _, user, key in left]
-    stored = db.session.execute(_select_same(), {"batch": orjson.dumps(rows).decode()}).all()
+    rows = [{"email": user.email, "username_key": key} for _, user, key in not_added]
+    stored = db.session.execute(_select_conflicts(), {"batch": orjson.dumps(rows).decode()}).all()
     by_email = {row.email: row for row in stored}
-    taken = {row.username_key for row in stored}
-    for line, user, key in left:
-        same = by_email.get(user.email)
-        if same and same.username_key == key:
-            yield Refusal(line, _differences(user, same))
+    taken_keys = {row.username_key for row in stored}
+    for line, user, key in not_added:
+        existing = by_email.get(user.email)
+        if existing and existing.username_key == key:
+            yield Refusal(line, _differences(user, existing))
         else:
-            names = {"username": key in taken, "email": bool(same)}
-            errors = {name: "is taken" for name, is_taken in names.items() if is_taken}
-            # Nobody has either where who had it was deleted a moment ago.
+            taken = {"username": key in taken_keys, "email": bool(existing)}
+            errors = {name: "is taken" for name, is_taken in taken.items() if is_taken}
+            # Neither is taken if the user who had it was deleted in the meantime.
             yield Refusal(line, errors or {"it": "could not be added; try it again"})
 
 
-def _select_same() -> CompoundSelect[Any]:
-    """Return a query for those who have the email or the username of a row of `batch`.
+def _select_conflicts() -> CompoundSelect[Any]:
+    """Return a query for the users that have the email or the username of a row of `batch`.
 
-    Each is looked up: asked for thousands of emails, PostgreSQL would rather read the whole table.
+    Each is looked up in an index by a join: with an IN of thousands of emails, PostgreSQL prefers
+    to scan the whole table.
     """
-    batch = _unpacked()
+    batch = _batch_table()
     return union_all(
         *(
-            select(*_COLUMNS).join_from(batch, _users, _users.c[name] == batch.c[name])
+            select(*_COLUMNS).join_from(batch, users_table, users_table.c[name] == batch.c[name])
             for name in ("email", "username_key")
         )
     )
 
 
 def _differences(user: ImportedUser, stored: Row[Any]) -> dict[str, str]:
-    """Return as a refusal which fields that the file has are others than those of a user.
+    """Return an error that names the fields in which an existing user differs from the file.
 
-    A hash from elsewhere is replaced when its user logs in, which makes them nobody else.
+    Only fields that the file has are compared. A hash from another program that has been replaced
+    at a login does not count as a difference.
     """
-    renewed = passwords.is_foreign(user.password_hash) > passwords.is_foreign(stored.password)
+    rehashed = hashing.is_foreign(user.password_hash) > hashing.is_foreign(stored.password)
     same = {
         "username": user.username == stored.username,
-        "password_hash": user.password_hash == stored.password or renewed,
+        "password_hash": user.password_hash == stored.password or rehashed,
         "active": user.active == stored.active,
         "admin": user.admin == stored.admin,
         "created_at": user.created_at == stored.created_at,
@@ -200,13 +203,13 @@ def _differences(user: ImportedUser, stored: Row[Any]) -> dict[str, str]:
     return {"it": f"is there already, with another {', '.join(others)}"} if others else {}
 
 
-def give_out() -> Iterator[dict[str, Any]]:
-    """Yield every user as `records.write` takes them, in the order in which they came."""
+def export_users() -> Iterator[dict[str, Any]]:
+    """Yield all users as `user_files.write` takes them, in the order of their ids."""
     for user in database.stream(_EXPORTED):
         yield {
             "username": user.username,
             "email": user.email,
-            "password_hash": passwords.export_hash(user.password),
+            "password_hash": hashing.export_hash(user.password),
             "active": user.active,
             "admin": user.admin,
             "created_at": user.created_at.isoformat().replace("+00:00", "Z"),

@@ -1,99 +1,144 @@
 """Users as the lines of a file: JSON Lines (https://jsonlines.org), or CSV (RFC 4180), in UTF-8.
 
-The fields are those of `schemas.ImportedUser`, and no others: whoever misspells `active` would let
-those in whom they meant to keep out. A file may come from anybody: its lines are bounded, and no
-refusal repeats anything that stands in it.
+The fields are those of `ImportedUser`. A record with any other field is refused: a misspelled
+`active` would otherwise activate users who are to stay deactivated. A file can come from an
+untrusted source: the length of a record is bounded, and no refusal repeats any of its content.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import orjson
-from pydantic import ValidationError
+from pydantic import AfterValidator, BeforeValidator, ValidationError
 
-from project.api import schemas
-from project.api.schemas import ImportedUser
+from project import clock
+from project.accounts.fields import Body, Email, Username, invalid_payload, refuse
 from project.errors import InvalidPayload
+from project.lib import hashing
 
-MAX_BYTES = 64 * 1024  # of a record, as of a body
+MAX_BYTES = 64 * 1024  # of a record, the same as of a request body
 _BOM = b"\xef\xbb\xbf"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# https://www.rfc-editor.org/rfc/rfc3339#section-5.6
+_RFC_3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})",
+    re.IGNORECASE,
+)
+_BOOLEAN_FIELDS = {"active", "admin"}
+_BOOLEANS = {"true": True, "false": False}
+_BOOLEAN_TEXTS = {value: text for text, value in _BOOLEANS.items()}
+_STOPPED = "; nothing after it was read"
+
+
+def _password_hash(text: str) -> str:
+    try:
+        return hashing.import_hash(text)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+
+
+def _past_time(value: Any) -> datetime:
+    try:
+        if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
+            raise ValueError
+        time = datetime.fromisoformat(value.upper())
+    except ValueError:
+        raise refuse("must be a moment like 2026-11-22T09:00:00Z") from None
+    if not _EPOCH <= time <= clock.utcnow():
+        raise refuse("must lie between 1970 and now")
+    return time.astimezone(UTC)
+
+
+class ImportedUser(Body):
+    """A user from a file; validation turns `password_hash` into the form in which it is stored.
+
+    `created_at` is limited to the times that a pagination cursor of GET /users can express.
+    """
+
+    username: Username
+    email: Email
+    password_hash: Annotated[str, AfterValidator(_password_hash)]
+    active: bool = True
+    admin: bool = False
+    created_at: Annotated[datetime | None, BeforeValidator(_past_time)] = None
+
+
 _FIELDS = ImportedUser.model_fields.keys()
 _REQUIRED = {name for name, field in ImportedUser.model_fields.items() if field.is_required()}
-_FLAGS = {"active", "admin"}
-_FLAG = {"true": True, "false": False}
-_UNFLAG = {flag: text for text, flag in _FLAG.items()}
-_FOLLOWS = "; nothing after it was read"  # where the next record begins cannot be known
 
 
 class Record(NamedTuple):
     """A user from a file, or what is wrong with the record."""
 
-    line: int  # the number, from 1, of the line on which it begins
-    end: int  # bytes of the file up to its end
+    line: int  # the number, from 1, of its first line
+    end: int  # bytes of the file up to the end of the record
     user: ImportedUser | None
     errors: dict[str, str]  # by field; "it" is the record itself
 
 
-class _Line(NamedTuple):
-    number: int
-    end: int
-    text: bytes | None  # None for one that is too long
-
-
 def read(file: BinaryIO, *, as_csv: bool) -> Iterator[Record]:
-    """Yield every record of a file but blank lines; in memory there is never more than one."""
-    return _read_csv(_lines(file)) if as_csv else _read_json(_lines(file))
+    """Yield the records of a file, without blank lines; at most one record is in memory."""
+    return _read_csv(file) if as_csv else _read_json(file)
 
 
-def _lines(file: BinaryIO) -> Iterator[_Line]:
-    end = 0
-    number = 0
-    while piece := file.readline(MAX_BYTES):
-        text: bytes | None = piece
-        number += 1
-        end += len(piece)
-        while len(piece) == MAX_BYTES and not piece.endswith(b"\n"):
-            text = None
-            piece = file.readline(MAX_BYTES)
-            end += len(piece)
-        yield _Line(number, end, text.removeprefix(_BOM) if text and number == 1 else text)
+class _CountedLines:
+    """The lines of a file; counts lines and bytes, and replaces a line that is too long by None."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.number = 0  # of the last line read, from 1
+        self.end = 0  # bytes read
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        while piece := self._file.readline(MAX_BYTES):
+            line: bytes | None = piece
+            self.number += 1
+            self.end += len(piece)
+            while len(piece) == MAX_BYTES and not piece.endswith(b"\n"):
+                line = None
+                piece = self._file.readline(MAX_BYTES)
+                self.end += len(piece)
+            yield line.removeprefix(_BOM) if line and self.number == 1 else line
 
 
 def _refusal(reason: str) -> InvalidPayload:
     return InvalidPayload(errors={"it": reason})
 
 
-def _record(line: _Line, fields: dict[str, Any]) -> Record:
+def _record(number: int, end: int, fields: dict[str, Any]) -> Record:
     try:
-        return Record(line.number, line.end, ImportedUser.model_validate(fields), {})
+        return Record(number, end, ImportedUser.model_validate(fields), {})
     except ValidationError as error:
-        return _refused(line, schemas.refuse(error))
+        return _refused(number, end, invalid_payload(error))
 
 
-def _refused(line: _Line, error: InvalidPayload) -> Record:
-    return Record(line.number, line.end, None, error.errors or {})
+def _refused(number: int, end: int, error: InvalidPayload) -> Record:
+    return Record(number, end, None, error.errors or {})
 
 
-def _read_json(lines: Iterable[_Line]) -> Iterator[Record]:
+def _read_json(file: BinaryIO) -> Iterator[Record]:
+    lines = _CountedLines(file)
     for line in lines:
-        if line.text is None or line.text.strip():
+        if line is None or line.strip():
             try:
-                fields = _parse_json(line.text)
+                fields = _parse_json(line)
             except InvalidPayload as error:
-                yield _refused(line, error)
+                yield _refused(lines.number, lines.end, error)
             else:
-                yield _record(line, fields)
+                yield _record(lines.number, lines.end, fields)
 
 
-def _parse_json(text: bytes | None) -> dict[str, Any]:
-    """Return the fields of a JSON object; raises InvalidPayload."""
-    if text is None:
+def _parse_json(line: bytes | None) -> dict[str, Any]:
+    """Return the fields of a JSON object; raise InvalidPayload if `line` is anything else."""
+    if line is None:
         raise _refusal(f"is longer than {MAX_BYTES:,} bytes")
     try:
-        fields = _JSON.decode(text.decode())
+        fields = _JSON.decode(line.decode())
     except UnicodeDecodeError:
         raise _refusal("is not UTF-8") from None
     except (ValueError, RecursionError):
@@ -115,104 +160,99 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _read_csv(lines: Iterator[_Line]) -> Iterator[Record]:
-    names: list[str] = []
-    for line, row in _rows(lines):
-        try:
-            if isinstance(row, InvalidPayload):
-                raise row
-            if names:
-                yield _record(line, _fields(names, row))
-            else:
-                names = _header(row)
-        except InvalidPayload as error:
-            yield _refused(line, error)
-            if not names:
-                return
-    if not names:
-        yield _refused(_Line(1, 0, b""), _no_header())
+class _CsvLines:
+    """A file as csv.DictReader reads it, which knows where the current row begins and ends.
 
-
-def _rows(lines: Iterator[_Line]) -> Iterator[tuple[_Line, list[str] | InvalidPayload]]:
-    """Yield each row, and the refusal of one that cannot be told from the next, with its place.
-
-    A row may go on over several lines where it is quoted. To go on reading after one whose quotes
-    are broken might take a part of a name for a row, and so for a user. A quote after a backslash
-    ends a field, but not where PHP's fputcsv wrote it: nobody can know.
+    A quoted field can contain line breaks, so only the reader knows where a row ends. After a row
+    that is too long or has broken quotes, the rest of a field could pass as a row, and so as a
+    user: InvalidPayload is raised, or csv.Error by the reader, and no more can be read. The same
+    goes for a backslash before a quote, which PHP's fputcsv writes inside a field and RFC 4180
+    reads as the end of the field.
     """
-    text = _Text(lines)
-    rows = csv.reader(text, strict=True)
-    row: list[str] | InvalidPayload = []
-    while not isinstance(row, InvalidPayload):
-        text.begin_row()
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            row = _refusal(f"is not quoted as in RFC 4180{_FOLLOWS}")
-        except InvalidPayload as error:
-            row = error
-        if row:
-            yield text.row, row
 
-
-class _Text:
-    """Lines as csv.reader takes them; `row` is the place of the row that it has read from them."""
-
-    def __init__(self, lines: Iterator[_Line]) -> None:
-        self._lines = lines
-        self._begin = self._last = self.row = _Line(0, 0, b"")
+    def __init__(self, file: BinaryIO) -> None:
+        self._counted = _CountedLines(file)
+        self._lines = iter(self._counted)
+        self.first_line = 1  # of the row
+        self.begin_row()
 
     def begin_row(self) -> None:
-        self._begin = self._last
+        """Take the next line that is not blank for the first of a row."""
+        self._is_first = True
+        self._begin = self._counted.end
+        self.is_utf8 = True
+
+    @property
+    def end(self) -> int:
+        """The bytes of the file up to the end of the row."""
+        return self._counted.end
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        self._last = next(self._lines)
-        self.row = _Line(self._begin.number + 1, self._last.end, b"")
-        if self._last.text is None or self._last.end - self._begin.end > MAX_BYTES:
-            raise _refusal(f"is longer than {MAX_BYTES:,} bytes{_FOLLOWS}")
-        if b'\\"' in self._last.text:
-            raise _refusal(f"has a backslash before a quote{_FOLLOWS}")
-        return self._last.text.decode(errors="surrogateescape")
+        line = next(self._lines)
+        if self._is_first:
+            while line is not None and not line.strip(b"\r\n"):
+                self._begin = self.end
+                line = next(self._lines)
+            self.first_line = self._counted.number
+            self._is_first = False
+        if line is None or self.end - self._begin > MAX_BYTES:
+            raise _refusal(f"is longer than {MAX_BYTES:,} bytes{_STOPPED}")
+        if b'\\"' in line:
+            raise _refusal(f"has a backslash before a quote{_STOPPED}")
+        try:
+            return line.decode()
+        except UnicodeDecodeError:
+            self.is_utf8 = False
+            return line.decode(errors="replace")
 
 
-def _no_header() -> InvalidPayload:
-    required = [name for name in _FIELDS if name in _REQUIRED]
-    optional = [name for name in _FIELDS if name not in _REQUIRED]
-    return _refusal(
-        f"must be the header, which names {', '.join(required)}, and no others but"
-        f" {', '.join(optional)}{_FOLLOWS}"
-    )
-
-
-def _header(row: list[str]) -> list[str]:
-    """Return the names of the columns; raises InvalidPayload."""
-    names = set(row)
-    if len(names) < len(row) or not _REQUIRED <= names <= _FIELDS:
-        raise _no_header()
-    return row
-
-
-def _fields(names: list[str], row: list[str]) -> dict[str, Any]:
-    """Return the fields of a row as JSON would have them; raises InvalidPayload."""
+def _read_csv(file: BinaryIO) -> Iterator[Record]:
+    lines = _CsvLines(file)
+    rows = csv.DictReader(lines, strict=True)
     try:
-        "".join(row).encode()
-    except UnicodeEncodeError:
-        raise _refusal("is not UTF-8") from None
-    if len(row) != len(names):
-        raise _refusal("has not as many fields as the header")
-    fields: dict[str, Any] = dict(zip(names, row, strict=True))
-    for name in _FLAGS & fields.keys():
-        fields[name] = _FLAG.get(fields[name], fields[name])
-    return fields
+        _check_header(rows.fieldnames or ())
+        lines.begin_row()
+        for row in rows:
+            yield _csv_record(lines, row)
+            lines.begin_row()
+    except csv.Error:
+        error = _refusal(f"is not quoted as in RFC 4180{_STOPPED}")
+        yield _refused(lines.first_line, lines.end, error)
+    except InvalidPayload as error:
+        yield _refused(lines.first_line, lines.end, error)
+
+
+def _check_header(names: Sequence[str]) -> None:
+    """Raise InvalidPayload unless these are names of columns, with all that are required."""
+    if len(set(names)) < len(names) or not _REQUIRED <= set(names) <= _FIELDS:
+        required = [name for name in _FIELDS if name in _REQUIRED]
+        optional = [name for name in _FIELDS if name not in _REQUIRED]
+        raise _refusal(
+            f"must be the header, which names {', '.join(required)}, and no others but"
+            f" {', '.join(optional)}{_STOPPED}"
+        )
+
+
+def _csv_record(lines: _CsvLines, row: dict[str | Any, Any]) -> Record:
+    """Return a row as a record; with booleans where JSON has them."""
+    reason = None
+    if not lines.is_utf8:
+        reason = "is not UTF-8"
+    # DictReader's value for a missing field is None, and so is its key for excess fields.
+    elif None in row or None in row.values():
+        reason = "has not as many fields as the header"
+    if reason:
+        return _refused(lines.first_line, lines.end, _refusal(reason))
+    for name in _BOOLEAN_FIELDS & row.keys():
+        row[name] = _BOOLEANS.get(row[name], row[name])
+    return _record(lines.first_line, lines.end, row)
 
 
 def write(users: Iterable[dict[str, Any]], file: BinaryIO, *, as_csv: bool) -> int:
-    """Write users, each with every field as JSON has it, as `read` takes them; return how many."""
+    """Write users, dictionaries of all fields, in a format that `read` reads; return how many."""
     return _write_csv(users, file) if as_csv else _write_json(users, file)
 
 
@@ -230,7 +270,7 @@ def _write_csv(users: Iterable[dict[str, Any]], file: BinaryIO) -> int:
     rows = csv.writer(text)
     rows.writerow(_FIELDS)
     for user in users:
-        rows.writerow([_UNFLAG.get(value, value) for value in user.values()])
+        rows.writerow([_BOOLEAN_TEXTS.get(value, value) for value in user.values()])
         count += 1
     text.detach()
     return count

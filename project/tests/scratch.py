@@ -1,4 +1,4 @@
-"""Databases and server processes that live as long as one test."""
+"""Databases and server processes that live for one test."""
 
 import contextlib
 import http.client
@@ -24,8 +24,9 @@ from sqlalchemy import make_url
 from project.config import BaseConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+ON_POSTGRESQL = os.environ.get("DATABASE_TEST_URL", "").strip().startswith("postgres")
 START_TIMEOUT = 30  # seconds
-# Cheap hashes, short passwords, and as many registrations as a test likes.
+# Cheap hashes, short passwords, and no limit of registrations.
 DEFAULTS = {
     "BCRYPT_LOG_ROUNDS": "4",
     "PASSWORD_MIN_LENGTH": "1",
@@ -35,12 +36,12 @@ DEFAULTS = {
 
 @contextlib.contextmanager
 def database() -> Iterator[str]:
-    """Give the URL of an empty database of the kind that the tests run on, and drop it after."""
-    server = os.environ.get("DATABASE_TEST_URL", "").strip()
-    if not server.startswith("postgres"):
+    """Yield the URL of an empty database of the kind that the tests run on; drop it afterwards."""
+    if not ON_POSTGRESQL:
         with tempfile.TemporaryDirectory() as folder:
             yield f"sqlite:///{folder}/scratch.db"
         return
+    server = os.environ["DATABASE_TEST_URL"].strip()
     name = f"scratch_{secrets.token_hex(6)}"
     execute(server, f"CREATE DATABASE {name}")
     try:
@@ -51,7 +52,7 @@ def database() -> Iterator[str]:
 
 
 def execute(url: str, statement: str) -> None:
-    """Run a statement on a PostgreSQL server, outside any transaction."""
+    """Run a statement on a PostgreSQL server, outside of any transaction."""
     plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     connection = psycopg2.connect(plain)
     try:
@@ -65,10 +66,10 @@ def execute(url: str, statement: str) -> None:
 def manage(
     *arguments: str, stdin: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run manage.py with only these settings; a blank one counts as not set.
+    """Run manage.py with only these settings; an empty one counts as not set.
 
-    Most of the second that a command takes goes by while it imports what it needs. So each is the
-    fork of a process that has done that, and sees nothing of it but the time.
+    A command spends most of its second on imports. So each command is forked from a process that
+    has done the imports; apart from its speed, it behaves like a new process.
     """
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
@@ -109,13 +110,27 @@ def _become_manage(
 
 
 def settings(**environment: str) -> dict[str, str]:
-    """Return this process's environment with these settings and no others of the service's."""
+    """Return this process's environment, with these settings of the service and no others."""
     names = {"APP_SETTINGS", "DATABASE_URL", "DATABASE_TEST_URL", *BaseConfig.model_fields}
     return {key: value for key, value in os.environ.items() if key not in names} | environment
 
 
+@contextlib.contextmanager
+def default_sigint() -> Iterator[None]:
+    """Let processes that start in this block react to SIGINT.
+
+    A shell starts its background jobs with SIGINT ignored, and their processes inherit that.
+    A signal for which this process has a handler has its default again in a new process.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
+    """Return a free port on 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -124,7 +139,7 @@ def free_port() -> int:
 def request(
     port: int, method: str, path: str, json: object = None, token: str | None = None
 ) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
-    """Return status, JSON and headers of what is answered at a port, on a connection of its own."""
+    """Send a request on its own connection; return the status, the JSON and the headers."""
     headers = {"Content-Type": "application/json"} if json is not None else {}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -139,10 +154,10 @@ def request(
 
 
 class Service:
-    """`manage.py serve` in production's settings, on a free port of 127.0.0.1.
+    """`manage.py serve` with production's settings, on a free port of 127.0.0.1.
 
-    It hashes fast and takes any password, unless told. A context manager; what it prints is in
-    `log` once it has ended.
+    Unless told otherwise it hashes cheaply and accepts any password. Use it as a context manager;
+    `log` holds its output once it has stopped.
     """
 
     def __init__(self, database_url: str, **environment: str) -> None:
@@ -169,7 +184,7 @@ class Service:
         return self
 
     def _wait_for_workers(self, started: int) -> None:
-        """Wait until so many workers have started: one that is starting hears no SIGTERM."""
+        """Wait until this many workers have started; a starting worker ignores SIGTERM."""
         deadline = time.monotonic() + START_TIMEOUT
         while Path(self._output.name).read_text().count("Started worker") < started:
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -181,7 +196,7 @@ class Service:
         self.stop()
 
     def stop(self) -> None:
-        """End the server and read its log; the second time there is nothing to do."""
+        """Stop the server and read its log; calling it again does nothing."""
         if self._output.closed:
             return
         if self.process.poll() is None:
@@ -197,16 +212,16 @@ class Service:
     def request(
         self, method: str, path: str, json: object = None, token: str | None = None
     ) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
-        """Return status, JSON and headers of an answer on a connection of its own."""
+        """Send a request on its own connection; return the status, the JSON and the headers."""
         return request(self.port, method, path, json, token)
 
     def register(self, name: str) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
-        """Return the answer to a registration under this name."""
+        """Return the response to a registration with this username."""
         user = {"username": name, "email": f"{name}@test.com", "password": "test"}
         return self.request("POST", "/auth/register", user)
 
     def login(self, name: str) -> tuple[int, dict[str, Any], http.client.HTTPMessage]:
-        """Return the answer to a login under this name."""
+        """Return the response to a login of this user."""
         credentials = {"email": f"{name}@test.com", "password": "test"}
         return self.request("POST", "/auth/login", credentials)
 
@@ -215,12 +230,12 @@ class Service:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
     def workers(self) -> list[int]:
-        """Return the ids of the worker processes."""
+        """Return the process IDs of the workers."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(child) for child in children.read_text().split()]
 
     def kill_a_worker(self, worker: int | None = None) -> None:
-        """Send SIGKILL to a worker process, and wait until the server has started another."""
+        """Send SIGKILL to a worker, and wait until the server has started another."""
         started = Path(self._output.name).read_text().count("Started worker")
         os.kill(worker or self.workers()[0], signal.SIGKILL)
         self._wait_for_workers(started + 1)

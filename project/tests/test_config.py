@@ -1,4 +1,4 @@
-"""The settings: what each environment is, and what it refuses to start with."""
+"""The settings: the defaults of each environment, and what is refused at start."""
 
 import os
 import secrets
@@ -15,7 +15,7 @@ from project.errors import ConfigurationError
 from project.tests import scratch
 
 STRONG_KEY = secrets.token_hex(32)
-POSTGRESQL = "postgresql://somebody:sesame@db.example/users"
+POSTGRESQL = "postgresql://user:sesame@db.example/users"
 PRODUCTION = {"SECRET_KEY": STRONG_KEY, "DATABASE_URL": POSTGRESQL}
 
 
@@ -23,7 +23,7 @@ class ConfigTestCase(unittest.TestCase):
     """A test with an instance folder of its own."""
 
     def setUp(self) -> None:
-        """Let the instance folder be one that does not exist yet."""
+        """Set an instance folder that does not exist yet."""
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.instance = Path(folder.name) / "instance"
@@ -34,7 +34,7 @@ class ConfigTestCase(unittest.TestCase):
     def assert_refused(
         self, config: type[BaseConfig], environment: dict[str, str], *words: str
     ) -> str:
-        """Check that the settings are refused in one line that has these words; return it."""
+        """Check that the settings are refused in one line with these words, and return it."""
         with self.assertRaises(ConfigurationError) as caught:
             config.from_environment(environment)
         line = str(caught.exception)
@@ -45,10 +45,10 @@ class ConfigTestCase(unittest.TestCase):
 
 
 class TestDevelopmentConfig(ConfigTestCase):
-    """On a developer's machine."""
+    """Development."""
 
     def test_app_is_development(self) -> None:
-        """Debugging, four rounds, thirty days, any password; the database that is named."""
+        """Debugging, cost 4, thirty days, any password, and the database of DATABASE_URL."""
         config = DevelopmentConfig.from_environment({"DATABASE_URL": POSTGRESQL})
 
         self.assertTrue(config.DEBUG)
@@ -59,7 +59,7 @@ class TestDevelopmentConfig(ConfigTestCase):
         self.assertEqual(0, config.TOKEN_EXPIRATION_SECONDS)
         self.assertTrue(config.USERS_API_OPEN)
         self.assertEqual(
-            "postgresql+psycopg2://somebody:sesame@db.example/users",
+            "postgresql+psycopg2://user:sesame@db.example/users",
             config.SQLALCHEMY_DATABASE_URI,
         )
 
@@ -74,7 +74,7 @@ class TestDevelopmentConfig(ConfigTestCase):
             self.assertFalse(app.testing)
 
     def test_database_is_embedded_unless_named(self) -> None:
-        """With nothing set there is an SQLite file in the instance folder."""
+        """Without DATABASE_URL the database is an SQLite file in the instance folder."""
         config = DevelopmentConfig.from_environment({"DATABASE_URL": " "})
 
         self.assertEqual(f"sqlite:///{self.instance}/users.db", config.SQLALCHEMY_DATABASE_URI)
@@ -84,7 +84,7 @@ class TestDevelopmentConfig(ConfigTestCase):
         )
 
     def test_embedded_database_is_migrated_at_the_first_start(self) -> None:
-        """The application answers from a database that nobody prepared."""
+        """The application creates the schema of the embedded database itself."""
         with mock.patch.dict(os.environ, scratch.settings(), clear=True):
             app = create_app("project.config.DevelopmentConfig")
         user = {"username": "first", "email": "first@test.com", "password": "test"}
@@ -97,7 +97,7 @@ class TestDevelopmentConfig(ConfigTestCase):
                 engine.dispose()
 
     def test_key_is_made_once_for_its_owner_alone(self) -> None:
-        """The key is random, stays the same, and only its owner can read it."""
+        """The key is random, stays the same, and only its owner can read the file."""
         keys = {DevelopmentConfig.from_environment({}).SECRET_KEY for _ in range(2)}
 
         mode = stat.S_IMODE((self.instance / "secret_key").stat().st_mode)
@@ -109,7 +109,7 @@ class TestDevelopmentConfig(ConfigTestCase):
         )
 
     def test_processes_that_start_together_agree_on_the_key(self) -> None:
-        """Of many that make the key at once, one wins and all use it."""
+        """Of processes that create the key at once, one wins and all use its key."""
         barrier = threading.Barrier(8)
         keys = []
 
@@ -127,24 +127,24 @@ class TestDevelopmentConfig(ConfigTestCase):
         self.assertEqual(1, len(set(keys)))
 
     def test_empty_key_file_is_refused(self) -> None:
-        """A key file that lost its content signs nothing."""
+        """An empty key file is refused."""
         self.instance.mkdir()
         (self.instance / "secret_key").touch()
 
         self.assert_refused(DevelopmentConfig, {}, "secret_key", "empty")
 
     def test_instance_folder_that_cannot_be_made(self) -> None:
-        """The refusal says which folder, and what to set instead."""
+        """The refusal names the folder, and the setting to use instead."""
         self.instance.parent.joinpath("file").touch()
         with mock.patch("project.config.INSTANCE", self.instance.parent / "file" / "instance"):
             self.assert_refused(DevelopmentConfig, {}, "file/instance", "DATABASE_URL")
 
 
 class TestTestingConfig(ConfigTestCase):
-    """Under test."""
+    """Tests."""
 
     def test_app_is_testing(self) -> None:
-        """Testing, four rounds, three seconds, any password; the database of DATABASE_TEST_URL."""
+        """Testing, cost 4, three seconds, any password, and the database of DATABASE_TEST_URL."""
         config = TestingConfig.from_environment(
             {"DATABASE_TEST_URL": POSTGRESQL, "DATABASE_URL": "sqlite:////elsewhere"}
         )
@@ -157,12 +157,12 @@ class TestTestingConfig(ConfigTestCase):
         self.assertEqual(3, config.TOKEN_EXPIRATION_SECONDS)
         self.assertTrue(config.USERS_API_OPEN)
         self.assertEqual(
-            "postgresql+psycopg2://somebody:sesame@db.example/users",
+            "postgresql+psycopg2://user:sesame@db.example/users",
             config.SQLALCHEMY_DATABASE_URI,
         )
 
-    def test_any_key_will_do(self) -> None:
-        """The lesson's own key is taken, and with none there is a random one."""
+    def test_any_key_is_accepted(self) -> None:
+        """The lesson's own key is accepted, and without a key there is a random one."""
         given = TestingConfig.from_environment({"SECRET_KEY": "changeme"}).SECRET_KEY
         made = {TestingConfig.from_environment({}).SECRET_KEY for _ in range(2)}
 
@@ -170,7 +170,7 @@ class TestTestingConfig(ConfigTestCase):
         self.assertEqual(2, len(made))
 
     def test_never_on_the_database_of_the_service(self) -> None:
-        """Tests erase their database, so it is not the one that DATABASE_URL names."""
+        """Tests empty their database, so it must not be the one of DATABASE_URL."""
         self.assert_refused(
             TestingConfig,
             {"DATABASE_TEST_URL": POSTGRESQL, "DATABASE_URL": POSTGRESQL},
@@ -180,10 +180,10 @@ class TestTestingConfig(ConfigTestCase):
 
 
 class TestProductionConfig(ConfigTestCase):
-    """In front of real people."""
+    """Production."""
 
     def test_app_is_production(self) -> None:
-        """No debugging, 13 rounds, thirty days, 12 characters, and /users is not open."""
+        """No debugging, cost 13, thirty days, 12 characters, and a closed users API."""
         config = ProductionConfig.from_environment(PRODUCTION)
 
         self.assertFalse(config.DEBUG)
@@ -196,7 +196,7 @@ class TestProductionConfig(ConfigTestCase):
         self.assertEqual(STRONG_KEY, config.SECRET_KEY)
 
     def test_weak_keys_are_refused(self) -> None:
-        """A key that is missing, short, well known or trivial is refused, and never shown."""
+        """A missing, short, well-known or trivial key is refused and not shown."""
         weak = {
             "missing": "",
             "blank": "   ",
@@ -216,23 +216,23 @@ class TestProductionConfig(ConfigTestCase):
                 self.assertTrue(not key.strip() or key not in line)
 
     def test_database_has_to_be_named(self) -> None:
-        """There is no embedded database in production."""
+        """Production has no embedded database."""
         self.assert_refused(ProductionConfig, {"SECRET_KEY": STRONG_KEY}, "DATABASE_URL is missing")
 
-    def test_everything_that_is_wrong_is_said_at_once(self) -> None:
-        """One line names every variable that has to be set."""
+    def test_all_errors_are_reported_at_once(self) -> None:
+        """One line names every missing variable."""
         self.assert_refused(ProductionConfig, {}, "SECRET_KEY", "DATABASE_URL")
 
     def test_own_settings_are_as_strict(self) -> None:
-        """A class that is derived from the common one takes no weak key unless it says so."""
+        """A class derived from BaseConfig refuses weak keys by default."""
         self.assert_refused(BaseConfig, PRODUCTION | {"SECRET_KEY": "x"}, "SECRET_KEY")
 
 
 class TestEnvironment(ConfigTestCase):
-    """Casting and checking, the same for all."""
+    """Casts and checks of all environments."""
 
     def test_wrong_values_are_named(self) -> None:
-        """A wrong value is refused with its variable and itself."""
+        """An invalid value is refused with its variable and the value."""
         wrong = {
             "TOKEN_EXPIRATION_DAYS": "a month",
             "TOKEN_EXPIRATION_SECONDS": "-1",
@@ -255,7 +255,7 @@ class TestEnvironment(ConfigTestCase):
                     self.assert_refused(ProductionConfig, PRODUCTION | {name: value}, name, value)
 
     def test_values_are_cast(self) -> None:
-        """Numbers and truth values arrive as what they are."""
+        """Numbers and booleans are cast."""
         config = ProductionConfig.from_environment(
             PRODUCTION
             | {
@@ -277,7 +277,7 @@ class TestEnvironment(ConfigTestCase):
         )
 
     def test_tokens_have_to_live(self) -> None:
-        """A lifetime of nothing is refused: nobody could log in."""
+        """A token lifetime of zero is refused."""
         self.assert_refused(
             ProductionConfig,
             PRODUCTION | {"TOKEN_EXPIRATION_DAYS": "0"},
@@ -286,7 +286,7 @@ class TestEnvironment(ConfigTestCase):
         )
 
     def test_sessions_outlive_tokens(self) -> None:
-        """A token that would live longer than any session is refused with both figures."""
+        """A token lifetime beyond the session's is refused with both values."""
         for changes, longest in (
             ({"TOKEN_EXPIRATION_DAYS": "365"}, "31536000"),
             ({"REFRESH_EXPIRATION_SECONDS": "7776001"}, "7776001"),
@@ -300,14 +300,14 @@ class TestEnvironment(ConfigTestCase):
                 )
 
     def test_lifetimes(self) -> None:
-        """A refresh token lives 30 days and a session at most 90 unless told."""
+        """By default a refresh token lives 30 days and a session at most 90."""
         config = ProductionConfig.from_environment(PRODUCTION)
 
         self.assertEqual(30 * 86_400, config.REFRESH_EXPIRATION_SECONDS)
         self.assertEqual(90 * 86_400, config.SESSION_EXPIRATION_SECONDS)
 
     def test_origins(self) -> None:
-        """Origins are named as browsers send them; spelled otherwise none would ever match."""
+        """Origins are spelled as browsers send them; any other spelling is refused."""
         good = "https://app.example,  http://localhost:3000,http://[::1]:3000 , capacitor://app"
         config = ProductionConfig.from_environment(PRODUCTION | {"CORS_ORIGINS": good})
 
@@ -338,7 +338,7 @@ class TestEnvironment(ConfigTestCase):
                     self.assert_refused(config_class, environment, "CORS_ORIGINS", bad)
 
     def test_any_origin(self) -> None:
-        """All origins may be let in for development; where it matters they have names."""
+        """Any origin ("*") is accepted in development and tests, and refused in production."""
         any_origin = PRODUCTION | {"CORS_ORIGINS": "*"}
         for config in (DevelopmentConfig, TestingConfig):
             self.assertEqual({"*"}, config.from_environment(any_origin).CORS_ORIGINS)
@@ -347,8 +347,8 @@ class TestEnvironment(ConfigTestCase):
                 environment = PRODUCTION | {"CORS_ORIGINS": value}
                 self.assert_refused(strict, environment, f"CORS_ORIGINS={value!r}", "name")
 
-    def test_nobody_in_front(self) -> None:
-        """No proxy is believed, no page let in and https not demanded unless told."""
+    def test_no_proxy_by_default(self) -> None:
+        """By default no proxy is trusted, no origin is allowed and HTTPS is not required."""
         for config in (DevelopmentConfig, TestingConfig, ProductionConfig):
             made = config.from_environment(PRODUCTION)
 
@@ -358,7 +358,7 @@ class TestEnvironment(ConfigTestCase):
             )
 
     def test_database_urls(self) -> None:
-        """Every spelling of PostgreSQL means psycopg2; other databases are refused unshown."""
+        """Every spelling of PostgreSQL uses psycopg2; other databases are refused and not shown."""
         plain = POSTGRESQL.removeprefix("postgresql")
         for scheme in ("postgres", "postgresql", "postgresql+psycopg2"):
             with self.subTest(scheme):
@@ -376,7 +376,7 @@ class TestEnvironment(ConfigTestCase):
                 self.assertNotIn("sesame", line)
 
     def test_unknown_settings_class(self) -> None:
-        """APP_SETTINGS that names no settings class is refused with its value."""
+        """An unknown class in APP_SETTINGS is refused with its name."""
         for path in (
             "project.config.NoSuchConfig",
             "nowhere.Config",
@@ -389,7 +389,7 @@ class TestEnvironment(ConfigTestCase):
             self.assertIn(f"APP_SETTINGS={path!r}", str(caught.exception))
 
     def test_refusal_ends_a_process_with_one_line(self) -> None:
-        """Whatever starts the service prints the line and exits with 1, without a traceback."""
+        """A command with refused settings prints one line and exits with 1."""
         result = scratch.manage("db", "current", APP_SETTINGS="project.config.ProductionConfig")
 
         self.assertEqual(1, result.returncode)
@@ -397,4 +397,75 @@ class TestEnvironment(ConfigTestCase):
         self.assertEqual(
             ["Configuration error: SECRET_KEY is missing; DATABASE_URL is missing"],
             result.stderr.splitlines(),
+        )
+
+
+class TestSecretKeyFallbacks(ConfigTestCase):
+    """SECRET_KEY_FALLBACKS."""
+
+    def fallbacks(self, config: type[BaseConfig], text: str) -> tuple[str, ...]:
+        """Return the keys in this value of the setting."""
+        return config.from_environment(
+            PRODUCTION | {"SECRET_KEY_FALLBACKS": text}
+        ).SECRET_KEY_FALLBACKS
+
+    def test_keys(self) -> None:
+        """Keys are separated by commas and taken exactly; by default there are none."""
+        one, two = secrets.token_hex(32), secrets.token_urlsafe(32)
+        for config in (ProductionConfig, BaseConfig, DevelopmentConfig, TestingConfig):
+            with self.subTest(config=config.__name__):
+                self.assertEqual((), self.fallbacks(config, ""))
+                self.assertEqual((), self.fallbacks(config, "  "))
+                self.assertEqual((one,), self.fallbacks(config, one))
+                self.assertEqual((one, two), self.fallbacks(config, f"{one},{two}"))
+                self.assertEqual((f"{one}\n",), self.fallbacks(config, f"{one}\n"))
+
+    def test_refused(self) -> None:
+        """Empty, repeated and too many keys are refused, and no key is shown."""
+        keys = [secrets.token_hex(32) for _ in range(6)]
+        present = PRODUCTION["SECRET_KEY"]
+        for text, reason in {
+            f"{keys[0]},": "an empty key",
+            f",{keys[0]}": "an empty key",
+            f"{keys[0]},,{keys[1]}": "an empty key",
+            ",": "an empty key",
+            f"{keys[0]}, {keys[1]}": "a blank beside a comma",
+            f"{keys[0]}\t,{keys[1]}": "a blank beside a comma",
+            f"{keys[0]}, ": "a blank beside a comma",
+            f"{keys[0]},{keys[1]},{keys[0]}": "a key in it twice",
+            f"{keys[0]},{present}": "the SECRET_KEY itself",
+            present: "the SECRET_KEY itself",
+            ",".join(keys): "more than 5 keys",
+        }.items():
+            for config in (ProductionConfig, DevelopmentConfig, TestingConfig):
+                with self.subTest(reason, config=config.__name__):
+                    environment = PRODUCTION | {"SECRET_KEY_FALLBACKS": text}
+                    line = self.assert_refused(config, environment, "SECRET_KEY_FALLBACKS", reason)
+                    for key in (*keys, present):
+                        self.assertNotIn(key, line)
+
+    def test_weak_keys_are_refused(self) -> None:
+        """A weak old key is refused by its number in production."""
+        strong = secrets.token_hex(32)
+        for weak, reason in {
+            "changeme": "shorter than 32 bytes",
+            secrets.token_hex(16)[:31]: "shorter than 32 bytes",
+            "my_precious_my_precious_my_precious": "well-known or trivial",
+            "x" * 64: "well-known or trivial",
+        }.items():
+            for config in (ProductionConfig, BaseConfig):
+                environment = PRODUCTION | {"SECRET_KEY_FALLBACKS": f"{strong},{weak}"}
+                with self.subTest(reason, config=config.__name__):
+                    line = self.assert_refused(
+                        config, environment, "SECRET_KEY_FALLBACKS", "number 2", reason
+                    )
+                    self.assertNotIn(weak, line)
+            self.assertEqual((weak,), self.fallbacks(DevelopmentConfig, weak))
+
+    def test_all_at_once(self) -> None:
+        """Errors in these keys and in other settings are reported together."""
+        wrong = {"SECRET_KEY": "short", "SECRET_KEY_FALLBACKS": "short", "BODY_TIMEOUT": "0"}
+
+        self.assert_refused(
+            ProductionConfig, wrong, "SECRET_KEY is", "SECRET_KEY_FALLBACKS has", "BODY_TIMEOUT"
         )

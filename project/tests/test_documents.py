@@ -1,29 +1,34 @@
-"""What the documents say of the code is so."""
+"""The documents agree with the code: tests, links, anchors, tables and commands."""
 
 import re
 import subprocess
 import sys
 import unittest
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import lines
 from project.config import strong_key
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+LINES = re.compile(r"^\| (.+) \| ([0-9,]+) \|$", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 TEST = re.compile(r"`(test_\w+)(?:\.(Test\w+))?(?:\.(test_\w+))?`")
 
-TESTS = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+TESTS = "".join(path.read_text() for path in Path(__file__).parent.rglob("*.py"))
 CI = (ROOT / ".ci" / "run").read_text()
 KEY = r'python3? -c "(import secrets; [^"]+)"'
-# What runs a command: what has to stand in a test, or in .ci/run.
+# Where each command of a document is run: its pattern, the place, and the text in that place.
 RUN = [
     (r"python manage\.py (runserver|test)", CI, r"python manage.py {0}\$"),
     (r"python manage\.py db (upgrade|downgrade)", TESTS, r'manage\(\s*"db", "{0}"'),
     (r"python manage\.py serve", TESTS, r'"manage.py", "serve"'),
     (r"python manage\.py (?!db )(\w+)( .*)?", TESTS, r'\(\s*"{0}"'),
+    (r"python -m (project\.tests\.contract\.client_tables)", TESTS, r'"python -m {0}"'),
+    (r"python -m bench\.lines", TESTS, r'"-m", "bench\.lines"'),
     (r"python -m (bench)\.(\w+)( .*)?", CI, r"^bench {1} "),
-    (r"python -m unittest -b project\.tests\.test_auth", CI, r"unittest \[\^`\]\*' CONTRIBUTING"),
     (r"git worktree add \.\./before COMMIT", CI, r"git worktree add "),
     (r"docker compose up --build", CI, r"\^docker compose up' README"),
     (
@@ -42,7 +47,7 @@ RUN = [
 
 
 def commands(text: str) -> Iterator[str]:
-    """Yield what a document says may be typed: in its blocks, and in its sentences."""
+    """Yield the commands of a document: in its code blocks, and in its sentences."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     typed = [line for block in blocks for line in re.sub(r"\\\n *", "", block).splitlines()]
     spans = re.findall(
@@ -57,16 +62,34 @@ def commands(text: str) -> Iterator[str]:
                 yield command.strip()
 
 
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a document.
+
+    The text in lower case, without markup and punctuation, with hyphens for blanks; a heading
+    that occurs again gets a number.
+    """
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    counts: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *#*$", prose, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        found.add(f"{slug}-{counts[slug]}" if counts[slug] else slug)
+        counts[slug] += 1
+    return found
+
+
 class TestDocuments(unittest.TestCase):
     """README.md and its companions."""
 
     def test_tests_exist(self) -> None:
-        """A test that a document names is there, in the class that it says."""
+        """Every test that a document names exists, in the class that it names."""
         named = [match for path in DOCUMENTS for match in TEST.findall(path.read_text())]
         self.assertLess(20, len(named))
         for file, case, name in named:
             with self.subTest(file, case=case, test=name):
-                source = (ROOT / "project" / "tests" / f"{file}.py").read_text()
+                [path] = (ROOT / "project" / "tests").rglob(f"{file}.py")
+                source = path.read_text()
                 if case:
                     _, found, source = source.partition(f"\nclass {case}(")
                     self.assertTrue(found)
@@ -75,18 +98,81 @@ class TestDocuments(unittest.TestCase):
                     self.assertIn(f"    def {name}(", source)
 
     def test_links(self) -> None:
-        """A link to a file of the project leads to it."""
+        """Every link leads to an existing file, and its anchor to a heading of that file."""
         for path in DOCUMENTS:
-            for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
-                with self.subTest(path.name, target=target):
-                    self.assertTrue((path.parent / target).exists())
+            for target, anchor in LINK.findall(path.read_text()):
+                with self.subTest(path.name, target=target, anchor=anchor):
+                    file = path.parent / target if target else path
+                    self.assertTrue(file.exists())
+                    if anchor:
+                        self.assertIn(anchor, anchors(file.read_text()))
+
+    def test_anchors(self) -> None:
+        """Anchors are made as GitHub makes them."""
+        text = "# A [link](x.md)\n```sh\n# a comment\n```\n## Rotate `SECRET_KEY`, twice\n# A link"
+
+        self.assertEqual({"a-link", "a-link-1", "rotate-secret_key-twice"}, anchors(text))
+
+
+class TestContributing(unittest.TestCase):
+    """The tables of CONTRIBUTING.md."""
+
+    TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+
+    def test_files(self) -> None:
+        """Every module and every shelf is described once, and nothing else is."""
+        section = self.TEXT.split("\n## Shelves and files\n")[1].split("\n## ")[0]
+        modules = {
+            path
+            for path in (ROOT / "project").rglob("*.py")
+            if path.relative_to(ROOT).parts[1] != "tests" and path.read_text()
+        }
+        files = {str(path.relative_to(ROOT)) for path in modules | {ROOT / "manage.py"}}
+        shelves = {f"{path.parent.relative_to(ROOT)}/" for path in modules} - {"project/"}
+
+        self.assertEqual(
+            sorted(files | shelves), sorted(re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE))
+        )
+
+    def test_lines_of_code(self) -> None:
+        """The numbers differ from those that the command prints by at most 5 %."""
+        command = [sys.executable, "-m", "bench.lines"]
+        printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        expected, told = (
+            {shelf: int(number.replace(",", "")) for shelf, number in LINES.findall(text)}
+            for text in (printed.stdout, self.TEXT)
+        )
+
+        self.assertEqual(list(expected), list(told))
+        for shelf, number in expected.items():
+            with self.subTest(shelf):
+                self.assertAlmostEqual(number, told[shelf], delta=number / 20)
+
+    def test_login(self) -> None:
+        """Every function on the way of a login is in the file that the picture names."""
+        steps = re.findall(r"^\|    (\S+\.py) +([\w.]+)", self.TEXT, re.MULTILINE)
+        self.assertLess(10, len(steps))
+        for file, name in steps:
+            with self.subTest(file, name=name):
+                first, *others = name.split(".")
+                source = (ROOT / "project" / file).read_text()
+                self.assertRegex(source, rf"(?m)^((def|class) {first}\b|{first} =)")
+                if "session" not in others:  # an attribute that Flask-SQLAlchemy makes
+                    for method in others:
+                        self.assertIn(f"    def {method}(", source)
+
+    def test_lines_that_count(self) -> None:
+        """Blank lines, comments and docstrings do not count; other texts do."""
+        source = '"""A\ndocstring."""\n\n# a comment\ntext = """two\nlines"""  # of code\n'
+
+        self.assertEqual(2, lines.count(source))
 
 
 class TestCommands(unittest.TestCase):
     """Every command that a document names is run, by a test or by .ci/run."""
 
     def test_every_command(self) -> None:
-        """A new one is given a place where it is run, on purpose, and each of its options too."""
+        """RUN names the place where each command is run, and each option occurs in such a place."""
         found = {command for path in DOCUMENTS for command in commands(path.read_text())}
         self.assertLess(20, len(found))
         for command in sorted(found):
@@ -96,7 +182,7 @@ class TestCommands(unittest.TestCase):
                     for pattern, where, what in RUN
                     if (match := re.fullmatch(pattern, command))
                 ]
-                self.assertTrue(places, "nobody has said where this is run")
+                self.assertTrue(places, "RUN does not say where this is run")
                 where, what = places[0]
                 self.assertRegex(where, re.compile(what, re.MULTILINE))
                 if command.startswith("python"):
@@ -104,7 +190,7 @@ class TestCommands(unittest.TestCase):
                         self.assertIn(option, TESTS + CI)
 
     def test_keys(self) -> None:
-        """What makes a key makes one that is good enough, and another each time."""
+        """The command for a random key prints a strong one, and a different one each time."""
         lines = {line for path in DOCUMENTS for line in re.findall(KEY, path.read_text())}
         for line in lines:
             with self.subTest(line):

@@ -1,4 +1,4 @@
-"""The README: its calls are made, its settings and commands compared with the code."""
+"""The README: its calls are sent, and its settings and commands are compared with the code."""
 
 import itertools
 import json
@@ -17,9 +17,9 @@ from project.config import BaseConfig, DevelopmentConfig, ProductionConfig, Test
 from project.tests import scratch
 
 README = (scratch.ROOT / "README.md").read_text()
-TESTS = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+TESTS = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
 BLOCK = re.compile(r"```(sh|json)\n(.*?)```", re.DOTALL)
-# What they are without a setting is told in words.
+# Settings whose defaults the table describes in words.
 IN_WORDS = {
     *("SECRET_KEY", "SECRET_KEY_FALLBACKS", "DATABASE_URL", "DATABASE_TEST_URL"),
     *("BCRYPT_THREADS", "CORS_ORIGINS"),
@@ -28,7 +28,7 @@ NOT_USED = "\N{EN DASH}"
 
 
 def section(title: str) -> str:
-    """Return what stands under a heading of the second level."""
+    """Return the text under a heading of the second level."""
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
@@ -39,10 +39,10 @@ def rows(title: str) -> list[list[str]]:
 
 
 class TestSettings(unittest.TestCase):
-    """The table of settings is that of project/config.py."""
+    """The table of settings agrees with project/config.py."""
 
     def test_names(self) -> None:
-        """Every setting has a row, and nothing else has."""
+        """The table has exactly the settings."""
         fields = BaseConfig.model_fields
         expected = {str(field.validation_alias or name) for name, field in fields.items()}
         named = [name for row in rows("Settings") for name in re.findall("`([A-Z_]+)`", row[0])]
@@ -50,7 +50,7 @@ class TestSettings(unittest.TestCase):
         self.assertEqual(sorted(expected | {"DATABASE_TEST_URL"}), sorted(named))
 
     def test_defaults(self) -> None:
-        """What it is without being set is what the table says, for each class of settings."""
+        """The table has the default of each setting in each class of settings."""
         classes = DevelopmentConfig, TestingConfig, ProductionConfig
         for names, cell, *_ in rows("Settings"):
             for place, name in enumerate(re.findall("`([A-Z_]+)`", names)):
@@ -67,7 +67,7 @@ class TestCommands(unittest.TestCase):
     """The table of commands."""
 
     def test_every_command_has_a_test(self) -> None:
-        """A command that is named there is run by a test, and every command is named there."""
+        """The table has exactly the commands, and a test runs each of them."""
         printed = scratch.manage("--help", APP_SETTINGS="", SECRET_KEY="any").stdout
         choices = re.search(r"\{([\w,]+)\}", printed)
         assert choices is not None, printed  # noqa: S101  # for mypy
@@ -76,14 +76,14 @@ class TestCommands(unittest.TestCase):
         }
 
         self.assertEqual(set(choices[1].split(",")), named)
-        for command in named - {"test", "cov"}:  # which run the tests
+        for command in named - {"test", "cov"}:  # they run the tests
             with self.subTest(command):
                 self.assertTrue(re.search(rf'"{command}"', TESTS))
 
 
 @unittest.skipUnless(shutil.which("curl"), "needs curl")
 class TestFourCalls(unittest.TestCase):
-    """The calls of the README, made as they stand there."""
+    """The calls of the README, sent exactly as written."""
 
     def setUp(self) -> None:
         """Start the development server."""
@@ -109,12 +109,12 @@ class TestFourCalls(unittest.TestCase):
                 time.sleep(0.05)
 
     def call(self, command: str, token: str) -> dict[str, Any]:
-        """Return what a command of the README answers."""
+        """Return the response to a command of the README."""
         command = command.replace("127.0.0.1:5000", f"127.0.0.1:{self.port}")
         lines = [line for line in command.splitlines() if not line.startswith("TOKEN=")]
         script = f"TOKEN={token}\n" + "\n".join(lines)
         result = subprocess.run(
-            ["bash", "-c", script],  # noqa: S607  # whichever bash there is
+            ["bash", "-c", script],  # noqa: S607  # bash from PATH
             capture_output=True,
             text=True,
             check=True,
@@ -123,7 +123,7 @@ class TestFourCalls(unittest.TestCase):
         return answer
 
     def test_calls(self) -> None:
-        """Each answers what stands below it, but for tokens and times."""
+        """Each response is the one shown below the call, except for tokens and times."""
         blocks = BLOCK.findall(section("Four calls"))
         token, command = "", ""
         for kind, text in blocks:
@@ -143,6 +143,6 @@ class TestFourCalls(unittest.TestCase):
                 self.assertEqual(set(shown.get("data", ())), set(answer.get("data", ())))
         lines = Path(self.log.name).read_text().splitlines()
         logged = [line for line in lines if "HTTP" in line or "/auth" in line]
-        self.assertEqual(5, len(logged), logged)  # a line for each, and none of Werkzeug's
+        self.assertEqual(5, len(logged), logged)  # one line for each call, none of Werkzeug
         self.assertEqual(4, sum(kind == "sh" for kind, _ in blocks))
         self.assertEqual(5, len(list(itertools.filterfalse(lambda one: one[0] == "sh", blocks))))

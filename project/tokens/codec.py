@@ -1,8 +1,8 @@
-"""JSON Web Tokens in and out (RFC 7519, JWS compact serialization of RFC 7515).
+"""Encode and decode JSON Web Tokens (RFC 7519, JWS compact serialization of RFC 7515).
 
-Pure: the keys and the moment come in as arguments. There are two kinds, told apart by the `typ` of
-the header and by `aud` (RFC 8725, 3.11 and 3.12), so that neither is ever taken for the other.
-One key signs. Others may verify too, in the order in which they are given: no token says which.
+The functions are pure: the keys and the time are arguments. There are two kinds of tokens, with
+different `typ` and `aud` (RFC 8725, 3.11 and 3.12), so that neither is accepted as the other.
+One key signs. Several keys may verify, and are tried in their order: no token names its key.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import jwt
 
-from project import identifiers
+from project import ids
 from project.errors import TokenExpired, TokenInvalid
 
 ALGORITHM = "HS256"
-MAX_LENGTH = 4_096  # characters; ours are under 400
-IAT_LEEWAY = 5  # seconds another host's clock may be ahead of ours
-REMEMBERED = 1_024  # genuine tokens, per process; a signature is as good the second time
+MAX_LENGTH = 4_096  # characters; the service's own tokens have fewer than 400
+IAT_LEEWAY = 5  # seconds by which the clock of another server may be ahead
+CACHE_SIZE = 1_024  # valid tokens whose signature is not verified again, per process
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
@@ -32,34 +32,34 @@ _ACCESS = _Kind("JWT", None)
 _REFRESH = _Kind("refresh+jwt", "refresh")
 
 
-class Access(NamedTuple):
-    """What an `auth_token` says; times are in seconds since 1970."""
+class AccessClaims(NamedTuple):
+    """The claims of an `auth_token`; times are in seconds since 1970."""
 
     user_id: int
-    session_id: str | None  # None in one that was made outside of any session
+    session_id: str | None  # None in a token that belongs to no session
     issued_at: int
     expires_at: int
 
 
-class Refresh(NamedTuple):
-    """What a `refresh_token` says; times are in seconds since 1970."""
+class RefreshClaims(NamedTuple):
+    """The claims of a `refresh_token`; times are in seconds since 1970."""
 
     user_id: int
     session_id: str
-    generation: int  # how often the session had been refreshed before
+    generation: int  # the number of refreshes of the session before
     logged_in_at: int
     issued_at: int
     expires_at: int
 
 
-def encode_access(claims: Access, *, key: str) -> str:
-    """Return the signed token that says `claims`."""
+def encode_access(claims: AccessClaims, *, key: str) -> str:
+    """Return the signed token with these claims."""
     session = {"sid": claims.session_id} if claims.session_id is not None else {}
     return _sign(_ACCESS, claims, session, key)
 
 
-def encode_refresh(claims: Refresh, *, key: str) -> str:
-    """Return the signed token that says `claims`."""
+def encode_refresh(claims: RefreshClaims, *, key: str) -> str:
+    """Return the signed token with these claims."""
     session = {
         "sid": claims.session_id,
         "gen": claims.generation,
@@ -69,24 +69,24 @@ def encode_refresh(claims: Refresh, *, key: str) -> str:
     return _sign(_REFRESH, claims, session, key)
 
 
-def decode_access(token: str, *, keys: tuple[str, ...], now: datetime) -> Access:
-    """Return what an auth token that is genuine under one of `keys` says at the moment `now`.
+def decode_access(token: str, *, keys: tuple[str, ...], now: datetime) -> AccessClaims:
+    """Return the claims of an auth token that one of `keys` has signed and that is valid at `now`.
 
-    Raises TokenExpired for a genuine token whose `exp` has come, TokenInvalid for all else.
+    Raise TokenExpired for a signed token that has expired, and TokenInvalid for any other token.
     """
     claims = _verify_access(token, keys)
     _check_times(claims, now)
     return claims
 
 
-def decode_refresh(token: str, *, keys: tuple[str, ...], now: datetime) -> Refresh:
-    """As `decode_access`, for a refresh token."""
+def decode_refresh(token: str, *, keys: tuple[str, ...], now: datetime) -> RefreshClaims:
+    """Return the claims of a refresh token, as `decode_access` does of an auth token."""
     claims = _verify_refresh(token, keys)
     _check_times(claims, now)
     return claims
 
 
-def _check_times(claims: Access | Refresh, now: datetime) -> None:
+def _check_times(claims: AccessClaims | RefreshClaims, now: datetime) -> None:
     moment = now.timestamp()
     if claims.issued_at > moment + IAT_LEEWAY:
         raise TokenInvalid
@@ -94,7 +94,9 @@ def _check_times(claims: Access | Refresh, now: datetime) -> None:
         raise TokenExpired
 
 
-def _sign(kind: _Kind, claims: Access | Refresh, session: dict[str, Any], key: str) -> str:
+def _sign(
+    kind: _Kind, claims: AccessClaims | RefreshClaims, session: dict[str, Any], key: str
+) -> str:
     payload = {
         "sub": str(claims.user_id),
         **session,
@@ -104,22 +106,22 @@ def _sign(kind: _Kind, claims: Access | Refresh, session: dict[str, Any], key: s
     return jwt.encode(payload, key, algorithm=ALGORITHM, headers={"typ": kind.type})
 
 
-@lru_cache(REMEMBERED)
-def _verify_access(token: str, keys: tuple[str, ...]) -> Access:
-    """Return what a genuine auth token says, at whatever time; what is refused isn't remembered.
+@lru_cache(CACHE_SIZE)
+def _verify_access(token: str, keys: tuple[str, ...]) -> AccessClaims:
+    """Return the claims of a signed auth token, whatever the time. Refusals are not cached.
 
-    Nor is what was genuine under keys that are others now.
+    The keys are part of the cache key: a token of a key that was removed is verified again.
     """
     payload, user_id = _verify(_ACCESS, token, keys)
     session_id = _session_id(payload) if "sid" in payload else None
-    return Access(user_id, session_id, _integer(payload, "iat"), _integer(payload, "exp"))
+    return AccessClaims(user_id, session_id, _integer(payload, "iat"), _integer(payload, "exp"))
 
 
-def _verify_refresh(token: str, keys: tuple[str, ...]) -> Refresh:
+def _verify_refresh(token: str, keys: tuple[str, ...]) -> RefreshClaims:
     payload, user_id = _verify(_REFRESH, token, keys)
     integers = (_integer(payload, claim) for claim in ("gen", "auth_time", "iat", "exp"))
-    claims = Refresh(user_id, _session_id(payload), *integers)
-    if not (0 <= claims.generation < identifiers.MAX_ID):
+    claims = RefreshClaims(user_id, _session_id(payload), *integers)
+    if not (0 <= claims.generation < ids.MAX_ID):
         raise TokenInvalid
     if not (0 <= claims.logged_in_at <= claims.issued_at):
         raise TokenInvalid
@@ -127,18 +129,18 @@ def _verify_refresh(token: str, keys: tuple[str, ...]) -> Refresh:
 
 
 def _verify(kind: _Kind, token: str, keys: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-    """Return the payload and the user id of a genuine token; raises TokenInvalid.
+    """Return the payload and the user id of a signed token; raise TokenInvalid.
 
-    The header has to be the very one that `_sign` writes, so that no `kid`, `jku`, `x5u`, `jwk`
-    or `crit` is ever looked at (RFC 8725, 3.1 and 3.10). PyJWT verifies the signature in its one
-    spelling, and the audience; times are checked by `_check_times`, with stricter types.
+    The header must equal the one that `_sign` writes, so that no `kid`, `jku`, `x5u`, `jwk` or
+    `crit` is evaluated (RFC 8725, 3.1 and 3.10). PyJWT verifies the signature and the audience.
+    `_check_times` checks the times, with stricter types than PyJWT.
     """
     if len(token) > MAX_LENGTH or not _COMPACT.fullmatch(token):
         raise TokenInvalid
     try:
         decoded = _decode(kind, token, keys)
         payload: dict[str, Any] = decoded["payload"]
-        user_id = identifiers.parse(payload["sub"])
+        user_id = ids.parse(payload["sub"])
     except (jwt.PyJWTError, ValueError, RecursionError):
         raise TokenInvalid from None
     if decoded["header"] != {"alg": ALGORITHM, "typ": kind.type} or "nbf" in payload:
@@ -147,9 +149,9 @@ def _verify(kind: _Kind, token: str, keys: tuple[str, ...]) -> tuple[dict[str, A
 
 
 def _decode(kind: _Kind, token: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return header and payload as PyJWT does, by the first of `keys` that the signature fits.
+    """Return header and payload as PyJWT does, verified by the first of `keys` that fits.
 
-    What else may be wrong with a token is wrong under every key, and ends the search.
+    A token that has another fault than its signature is refused without trying the other keys.
     """
     for key in keys:
         with contextlib.suppress(jwt.InvalidSignatureError):
@@ -178,6 +180,6 @@ def _integer(payload: dict[str, Any], claim: str) -> int:
 
 def _session_id(payload: dict[str, Any]) -> str:
     try:
-        return identifiers.parse_session(payload.get("sid"))
+        return ids.parse_session(payload.get("sid"))
     except ValueError:
         raise TokenInvalid from None

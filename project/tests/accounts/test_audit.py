@@ -1,4 +1,4 @@
-"""The audit trail: what is in it, who may read it, and that it is as true as what it tells of."""
+"""The audit log: which events it has, what they contain, and that they are recorded atomically."""
 
 import json
 import re
@@ -10,10 +10,11 @@ from unittest import mock
 from sqlalchemy import event, update
 from werkzeug.test import TestResponse
 
-from project import accounts, audit, clock, db, ratelimit
-from project.api.models import User
+from project import clock, db
+from project.accounts import administration, audit, rate_limits
+from project.models import User
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import ORIGIN, add_user, stored_events, stored_sessions, stored_users
+from project.tests.rows import ORIGIN, add_user, stored_events, stored_sessions, stored_users
 
 AGENT = "Mozilla/5.0 (X11; Linux x86_64)"
 WRONG = "a wrong one"
@@ -21,7 +22,7 @@ NEW = "another one"
 
 
 class AuditTestCase(BaseTestCase):
-    """A test of what a client did, from an address and with a name and an id of its own."""
+    """A test of a client with a known address, user agent and request ID."""
 
     settings = {"TOKEN_EXPIRATION_SECONDS": 3_600}  # noqa: RUF012  # never changed
     user: User
@@ -34,18 +35,18 @@ class AuditTestCase(BaseTestCase):
     def post(
         self, path: str, token: str | None = None, request_id: str = "req-1", **body: Any
     ) -> TestResponse:
-        """Return the answer to a POST."""
+        """Return the response to a POST."""
         headers = {"User-Agent": AGENT, "X-Request-ID": request_id}
         headers |= bearer(token) if token else {}
         origin = {"REMOTE_ADDR": "203.0.113.7"}
         return self.client.post(path, json=body, headers=headers, environ_base=origin)
 
     def log_in(self, password: str = "test", email: str = "test@test.com") -> TestResponse:
-        """Return the answer to a login."""
+        """Return the response to a login."""
         return self.post("/auth/login", email=email, password=password)
 
     def assert_recorded(self, kind: audit.Kind, details: dict[str, Any], **columns: Any) -> None:
-        """Check the newest event: who it is about, what it says, and where it came from."""
+        """Check the kind, the details, the users and the origin of the newest event."""
         newest = stored_events()[-1]
         expected = {
             "kind": kind.value,
@@ -61,8 +62,8 @@ class AuditTestCase(BaseTestCase):
         self.assertLess(abs(clock.utcnow() - newest["created_at"]), timedelta(minutes=1))
 
 
-class TestWhatIsRecorded(AuditTestCase):
-    """Every act, and every refusal that has to do with somebody's account."""
+class TestRecordedEvents(AuditTestCase):
+    """Every change to an account, and every refused attempt, is an event."""
 
     def setUp(self) -> None:
         """Log the user in."""
@@ -71,7 +72,7 @@ class TestWhatIsRecorded(AuditTestCase):
         self.session_id = stored_sessions()[0]["id"]
 
     def test_registered(self) -> None:
-        """A registration is one event, with the session that it began."""
+        """A registration is one event, which names the new session."""
         answer = self.post("/auth/register", username="new", email="new@test.com", password="new")
 
         self.assertEqual(201, answer.status_code)
@@ -80,7 +81,7 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assert_recorded(audit.Kind.REGISTERED, {}, **own)
 
     def test_registration_refused(self) -> None:
-        """What was taken is told, and not by whom."""
+        """A refused registration records which field was taken, but not by which user."""
         for taken, user in {
             "username": {"username": "TEST", "email": "new@test.com"},
             "email": {"username": "new", "email": "test@test.com"},
@@ -93,7 +94,7 @@ class TestWhatIsRecorded(AuditTestCase):
                 self.assert_recorded(kind, {"why": f"{taken}_taken"}, user_id=None)
 
     def test_user_added(self) -> None:
-        """Who was added is told, and by whom when they said who they are."""
+        """Adding a user records the new user, and the admin when a token was sent."""
         answer = self.post("/users", username="new", email="new@test.com", password="new")
 
         self.assertEqual(201, answer.status_code)
@@ -111,7 +112,7 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assert_recorded(audit.Kind.USER_ADDED, {"admin": False}, **own)
 
     def test_login(self) -> None:
-        """A login is told, and why one was refused."""
+        """A login is recorded, and a refused login with its reason."""
         self.assert_recorded(audit.Kind.LOGGED_IN, {}, session_id=self.session_id)
         refused = audit.Kind.LOGIN_REFUSED
 
@@ -124,15 +125,15 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assertEqual(404, self.log_in(email="nobody@test.com").status_code)
         self.assert_recorded(refused, {"why": "unknown_email", "pause": 0}, user_id=None)
 
-        accounts.set_active("test@test.com", False, ORIGIN)
+        administration.set_active("test@test.com", False, ORIGIN)
         db.session.commit()
         self.assertEqual(401, self.log_in().status_code)
         self.assert_recorded(refused, {"why": "account_inactive", "pause": 0})
 
     def test_pause(self) -> None:
-        """The failure that begins a pause says so; who comes during it writes no more events."""
+        """The failure that starts a pause records its length; attempts during it are no events."""
         self.app.config.update(RATE_LIMITS=True, LOGIN_FAILURES_PER_ACCOUNT=2)
-        ratelimit.init_app(self.app)
+        rate_limits.init_app(self.app)
         for pause in (0, 60):
             self.assertEqual(404, self.log_in(WRONG).status_code)
             details = {"why": "wrong_password", "pause": pause}
@@ -144,7 +145,7 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assertEqual(before, stored_events())
 
     def test_refresh(self) -> None:
-        """A refresh is told, one more from elsewhere too, and a refusal with its reason."""
+        """A refresh, a repeat from another address and each refusal with a reason are recorded."""
         token, about = self.pair["refresh_token"], {"session_id": self.session_id}
         self.assertEqual(200, self.post("/auth/refresh", refresh_token=token).status_code)
         self.assert_recorded(audit.Kind.REFRESHED, {"repeated": False}, **about)
@@ -156,14 +157,14 @@ class TestWhatIsRecorded(AuditTestCase):
         newest = stored_events()[-1]
         self.assertEqual(("127.0.0.1", {"repeated": True}), (newest["ip"], newest["details"]))
 
-        self.move_clock(11)
+        self.move_clock(31)
         self.assertEqual(401, self.post("/auth/refresh", refresh_token=token).status_code)
         self.assert_recorded(audit.Kind.REFRESH_REUSED, {}, **about)
 
         self.assertEqual(401, self.post("/auth/refresh", refresh_token=token).status_code)
         self.assert_recorded(audit.Kind.REFRESH_REFUSED, {"why": "session_ended"}, **about)
 
-        accounts.set_active("test@test.com", False, ORIGIN)
+        administration.set_active("test@test.com", False, ORIGIN)
         db.session.commit()
         self.assertEqual(401, self.post("/auth/refresh", refresh_token=token).status_code)
         self.assert_recorded(audit.Kind.REFRESH_REFUSED, {"why": "account_inactive"}, **about)
@@ -175,7 +176,7 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assert_recorded(audit.Kind.REFRESH_REFUSED, details, user_id=None)
 
     def test_log_out(self) -> None:
-        """A logout says how far it went."""
+        """A logout records its scope and the number of sessions that it ended."""
         for scope, ended in (("others", 2), ("all", 1)):
             with self.subTest(scope):
                 others = [self.log_in() for _ in range(ended)]
@@ -195,7 +196,7 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assert_recorded(audit.Kind.LOGGED_OUT, details, session_id=session_id)
 
     def test_session_ended(self) -> None:
-        """The session that was ended is named; what was no session is no event."""
+        """Ending a session records its ID; an unknown session is no event."""
         headers = bearer(self.pair["auth_token"]) | {"User-Agent": AGENT, "X-Request-ID": "req-1"}
         where = {"headers": headers, "environ_base": {"REMOTE_ADDR": "203.0.113.7"}}
         before = stored_events()
@@ -207,7 +208,7 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assert_recorded(audit.Kind.SESSION_ENDED, {}, session_id=self.session_id)
 
     def test_password(self) -> None:
-        """A change is told with the sessions that it ended, and so is a wrong current password."""
+        """A password change records how many sessions it ended; a refusal is recorded too."""
         self.log_in()
         token, own = self.pair["auth_token"], {"session_id": self.session_id}
         body = {"current_password": WRONG, "new_password": NEW}
@@ -220,14 +221,14 @@ class TestWhatIsRecorded(AuditTestCase):
         self.assert_recorded(audit.Kind.PASSWORD_CHANGED, {"sessions": 1}, **own)
 
     def test_every_kind_has_a_test(self) -> None:
-        """A kind that is added is named in a test."""
-        source = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+        """Every kind of event is named in a test."""
+        source = "".join(path.read_text() for path in Path(__file__).parent.parent.rglob("*.py"))
         for kind in audit.Kind:
             with self.subTest(kind):
                 self.assertTrue(re.search(rf"Kind\.{kind.name}\b|\"{kind.value}\"", source))
 
     def test_secrets(self) -> None:
-        """No password, hash or token, nor what was typed into the field for the email, is there."""
+        """No event has a password, a hash, a token or the text typed as the email."""
         typed = "pass@word"
         self.log_in(WRONG)
         self.log_in(email=typed, password="whatever")
@@ -243,16 +244,16 @@ class TestWhatIsRecorded(AuditTestCase):
             self.assertNotIn(secret, text)
 
 
-class TestTruth(AuditTestCase):
-    """An event is there exactly when what it tells of has happened."""
+class TestAtomicity(AuditTestCase):
+    """An event exists exactly when the change that it records was committed."""
 
-    def test_no_act_without_an_event(self) -> None:
-        """What cannot be recorded does not happen, nor is anybody told whether they were right."""
+    def test_no_change_without_an_event(self) -> None:
+        """Without its event nothing changes, and no response tells if a password was right."""
         pair = self.log_in().get_json()
         before = stored_users(), stored_sessions(), stored_events()
         body = {"current_password": "test", "new_password": NEW}
         user = {"username": "new", "email": "new@test.com", "password": "new"}
-        with mock.patch("project.audit.insert", side_effect=RuntimeError):
+        with mock.patch("project.accounts.audit.record", side_effect=RuntimeError):
             self.app.config["PROPAGATE_EXCEPTIONS"] = False
             for answer in (
                 self.log_in(),
@@ -267,8 +268,8 @@ class TestTruth(AuditTestCase):
 
         self.assertEqual(before, (stored_users(), stored_sessions(), stored_events()))
 
-    def test_no_event_without_an_act(self) -> None:
-        """What fails at its commit has left no event, and no line in the log."""
+    def test_no_event_without_a_change(self) -> None:
+        """A change that fails at its commit leaves no event and no log line."""
 
         def fail(_connection: object) -> None:
             raise RuntimeError
@@ -276,15 +277,15 @@ class TestTruth(AuditTestCase):
         event.listen(db.engine, "commit", fail)
         self.addCleanup(event.remove, db.engine, "commit", fail)
         self.app.config["PROPAGATE_EXCEPTIONS"] = False
-        with mock.patch("project.audit.log") as log:
+        with mock.patch("project.accounts.audit.log") as log:
             self.assertEqual(500, self.log_in().status_code)
 
         self.assertEqual([], stored_events())
         self.assertEqual([], log.mock_calls)
 
     def test_log(self) -> None:
-        """The log has a line for each event, with what the event has."""
-        with mock.patch("project.audit.log") as log:
+        """The log has a line for each event, with the same fields."""
+        with mock.patch("project.accounts.audit.log") as log:
             self.log_in()
             self.log_in(WRONG)
 
@@ -305,10 +306,10 @@ class TestTruth(AuditTestCase):
 
 
 class TestOrigin(AuditTestCase):
-    """Of what a client says of itself only so much is believed and kept."""
+    """How far the address, user agent and request ID that a client sends are trusted and kept."""
 
     def test_request_id(self) -> None:
-        """An id that a proxy gave is kept when it is sane; otherwise there is a random one."""
+        """A valid request ID from a proxy is kept; otherwise the service makes a random one."""
         for sane in ("a", "6a7b-8c", "Root=1-67891233-abcdef012345678912345678", "x" * 64):
             with self.subTest(sane):
                 self.post("/auth/login", request_id=sane, email="a@b", password="x")
@@ -323,7 +324,7 @@ class TestOrigin(AuditTestCase):
         self.assertEqual(len(made), len(set(made)))
 
     def test_tokens_in_the_wrong_place(self) -> None:
-        """A token that a client calls itself by is not kept."""
+        """A token in a User-Agent header is not stored."""
         pair = self.log_in().get_json()
         for name in ("auth_token", "refresh_token"):
             headers = {"User-Agent": f"curl {pair[name]} x"}
@@ -334,7 +335,7 @@ class TestOrigin(AuditTestCase):
             self.assertEqual("curl [secret] x", stored_sessions()[-1]["user_agent"])
 
     def test_user_agent(self) -> None:
-        """A user agent is cut, and what cannot be printed in it is replaced."""
+        """A user agent is truncated, and its unprintable characters are replaced."""
         headers = {"User-Agent": "\u00e9\x1b[2J\x85\u00ad" + "x" * 1_000}
         credentials = {"email": "test@test.com", "password": "test"}
         self.client.post("/auth/login", json=credentials, headers=headers)

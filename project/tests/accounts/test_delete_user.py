@@ -1,4 +1,4 @@
-"""A user is deleted, by themselves or an admin: nothing names them any more, and events stay."""
+"""A user is deleted by themselves or by an admin: events stay, but none identifies the user."""
 
 import itertools
 import json
@@ -6,86 +6,64 @@ from datetime import timedelta
 from typing import Any, ClassVar
 from unittest import mock
 
-from sqlalchemy import event, select
+from sqlalchemy import delete, event, select
 from werkzeug.test import TestResponse
 
-from project import audit, clock, database, db, ratelimit
-from project.api.models import Erasure, KnownAddress, Throttle
-from project.tests import scratch
+from project import clock, db, errors
+from project.accounts import audit, rate_limits
+from project.lib import database, hashing
+from project.models import KnownAddress, Throttle, User
+from project.tests.accounts.cases import AdministrationTestCase
 from project.tests.base import BaseTestCase, bearer
-from project.tests.test_care import (
-    ENDED,
-    FORBIDDEN,
-    INACTIVE,
-    MISSING,
-    NO_LOGIN,
-    TOO_MANY,
-    UNKNOWN,
-    CareTestCase,
-)
-from project.tests.test_events import add_events
-from project.tests.utils import stored_events, stored_sessions, stored_users
+from project.tests.rows import add_events, stored_events, stored_sessions, stored_users
 
-WRONG = (400, "Current password is wrong.", "wrong_password")
-INVALID = (400, "Invalid payload.", "invalid_payload")
 BLANK = dict.fromkeys(("user_id", "actor_id", "session_id", "ip", "request_id")) | {
     "user_agent": ""
 }
 HOME = {"REMOTE_ADDR": "203.0.113.7"}
 
 
-class DeletionTestCase(CareTestCase):
-    """A test that deletes somebody."""
+class DeletionTestCase(AdministrationTestCase):
+    """A test that deletes users."""
 
-    def delete(self, name: str, caller: str = "admin") -> TestResponse:
-        """Return the answer to an admin who deletes somebody."""
-        path, headers = f"/users/{self.ids[name]}", bearer(self.tokens[caller])
-        return self.app.test_client().delete(path, headers=headers)
-
-    def leave(self, name: str = "ada", **body: object) -> TestResponse:
-        """Return the answer to somebody who deletes their own account."""
-        body = {"current_password": "test"} | body
-        headers = bearer(self.tokens[name])
-        return self.app.test_client().delete("/auth/account", json=body, headers=headers)
-
-    def deleted(self, response: TestResponse, message: str) -> None:
-        """Check the answer to a deletion."""
+    def assert_deleted(self, response: TestResponse, message: str) -> None:
+        """Check the response to a deletion."""
         data = {"status": "success", "message": message}
         self.assertEqual((200, data), (response.status_code, response.get_json()))
 
     def assert_gone(self, name: str) -> None:
-        """Check that nothing is left of somebody in the tables, and their token tells so."""
+        """Check that no table has the user any more, and their token and login are refused."""
         user_id = self.ids[name]
         self.assertNotIn(user_id, [user["id"] for user in stored_users()])
         self.assertNotIn(user_id, [session["user_id"] for session in stored_sessions()])
         self.assert_not_named(name)
-        self.assert_error(self.get("/auth/status", self.tokens[name]), *INACTIVE)
-        self.assert_error(self.login(f"{name}@test.com"), *NO_LOGIN)
+        self.assert_error(self.get("/auth/status", self.tokens[name]), errors.AccountInactive)
+        self.assert_error(self.login(f"{name}@test.com"), errors.InvalidCredentials)
 
     def assert_not_named(self, name: str) -> None:
-        """Check that no event has the id of somebody, nor what came with their requests."""
+        """Check that no event has the user's id."""
         for row in stored_events():
             self.assertNotIn(self.ids[name], (row["user_id"], row["actor_id"]), row)
 
 
 class TestDeletion(DeletionTestCase):
-    """Who is deleted, by whom."""
+    """Who may delete a user, and what is deleted."""
 
     def test_own_account(self) -> None:
-        """Who gives their password deletes their account, with all sessions and both names."""
+        """A user who gives their password deletes their account and all its sessions."""
         second = self.login("ada@test.com").get_json()
         known = len(stored_users())
 
-        self.deleted(self.leave(), "Account deleted.")
+        self.assert_deleted(self.delete_self(), "Account deleted.")
 
         self.assertEqual(known - 1, len(stored_users()))
         self.assert_gone("ada")
         refresh = self.client.post("/auth/refresh", json={"refresh_token": second["refresh_token"]})
-        self.assert_error(refresh, *INACTIVE)
+        self.assert_error(refresh, errors.AccountInactive)
 
     def test_event(self) -> None:
-        """That an account was deleted is told, and nothing that says whose it was."""
-        self.leave()
+        """The event of a deleted account says nothing about the user."""
+        self.delete_self()
 
         newest = stored_events()[-1]
         self.assertLess(abs(clock.utcnow() - newest["created_at"]), timedelta(minutes=1))
@@ -93,30 +71,32 @@ class TestDeletion(DeletionTestCase):
         self.assertEqual(expected, {name: newest[name] for name in expected})
 
     def test_by_an_admin(self) -> None:
-        """An admin deletes others without a password; who did it is told, and to whom is not."""
-        self.deleted(self.delete("ada"), "User deleted.")
+        """An admin deletes others without a password; the event names only the admin."""
+        self.assert_deleted(self.delete("ada"), "User deleted.")
 
         newest = stored_events()[-1]
         self.assertEqual(("user_deleted", None), (newest["kind"], newest["user_id"]))
         self.assertEqual((self.ids["admin"], "127.0.0.1"), (newest["actor_id"], newest["ip"]))
         self.assert_gone("ada")
-        self.assert_error(self.delete("ada"), *UNKNOWN)
-        self.assert_error(self.get(f"/users/{self.ids['ada']}", self.tokens["admin"]), *UNKNOWN)
+        self.assert_error(self.delete("ada"), errors.UserNotFound)
+        self.assert_error(
+            self.get(f"/users/{self.ids['ada']}", self.tokens["admin"]), errors.UserNotFound
+        )
         events = self.get(f"/users/{self.ids['ada']}/events", self.tokens["admin"])
-        self.assert_error(events, *UNKNOWN)
+        self.assert_error(events, errors.UserNotFound)
 
-    def test_again(self) -> None:
-        """Both names are free at once; who takes them is somebody else, with another id."""
-        self.leave()
+    def test_registering_again(self) -> None:
+        """Username and email are free at once; a new user with them has another id."""
+        self.delete_self()
 
         token = self.register("ada", "ada@test.com")
 
         data = self.get("/auth/status", token).get_json()["data"]
         self.assertGreater(data["id"], max(self.ids.values()))
-        self.assert_error(self.get("/auth/status", self.tokens["ada"]), *INACTIVE)
+        self.assert_error(self.get("/auth/status", self.tokens["ada"]), errors.AccountInactive)
 
     def test_others(self) -> None:
-        """Nobody else is touched."""
+        """No other user changes."""
         before = [user for user in stored_users() if user["id"] != self.ids["ada"]]
 
         self.delete("ada")
@@ -125,45 +105,51 @@ class TestDeletion(DeletionTestCase):
         self.assertEqual(200, self.get("/auth/status", self.tokens["bob"]).status_code)
 
     def test_passwords(self) -> None:
-        """A wrong password deletes nothing, and neither does none."""
+        """A wrong or missing password deletes nothing."""
         wrong = {"why": "wrong_password", "pause": 0}
-        with self.nothing_changes():
+        with self.assert_nothing_changes():
             for password in ("wrong", "x" * 2_000):
-                self.assert_error(self.leave(current_password=password), *WRONG)
+                self.assert_error(self.delete_self(current_password=password), errors.WrongPassword)
                 self.assertEqual(("deletion_refused", wrong), *self.events())
             for odd in ("", None, 1):
-                data = self.assert_error(self.leave(current_password=odd), *INVALID)
+                data = self.assert_error(
+                    self.delete_self(current_password=odd), errors.InvalidPayload
+                )
                 self.assertEqual(["current_password"], list(data["errors"]))
             headers = bearer(self.tokens["ada"])
             for body in ({}, {"password": "test"}):
                 none = self.client.delete("/auth/account", json=body, headers=headers)
                 self.assertEqual("is required", none.get_json()["errors"]["current_password"])
-            self.assert_error(self.client.delete("/auth/account", headers=headers), *INVALID)
+            self.assert_error(
+                self.client.delete("/auth/account", headers=headers), errors.InvalidPayload
+            )
 
     def test_who_may(self) -> None:
-        """Nobody but an admin deletes by id, not even themselves; who is calling comes first."""
-        with self.nothing_changes():
+        """Only an admin deletes by id, and authorization comes before the body."""
+        with self.assert_nothing_changes():
             for name, is_open in itertools.product(("bob", "ada", "admin"), (True, False)):
                 self.app.config["USERS_API_OPEN"] = is_open
-                self.assert_error(self.delete(name, "ada"), *FORBIDDEN)
+                self.assert_error(self.delete(name, "ada"), errors.PermissionDenied)
             for body in (b"", b"{", b"x" * 70_000):
-                self.assert_error(self.client.delete("/auth/account", data=body), *MISSING)
+                self.assert_error(
+                    self.client.delete("/auth/account", data=body), errors.TokenMissing
+                )
         self.get("/auth/logout", self.tokens["bob"])
-        self.assert_error(self.leave("bob"), *ENDED)
+        self.assert_error(self.delete_self("bob"), errors.SessionEnded)
 
 
-class TestErasure(DeletionTestCase):
-    """What becomes of the events of somebody who is deleted."""
+class TestAnonymization(DeletionTestCase):
+    """What deletion erases from the events of a user."""
 
     def act(self, caller: str, method: str, path: str, **body: object) -> None:
-        """Have somebody send something, from a place of their own."""
+        """Send a request as this user, from a known address with a known user agent."""
         headers = bearer(self.tokens[caller]) | {"User-Agent": caller, "X-Request-ID": caller}
         client = self.app.test_client()
         answer = client.open(path, method=method, json=body, headers=headers, environ_base=HOME)
         self.assertLess(answer.status_code, 500)
 
     def test_own_events(self) -> None:
-        """What happened stays, and when; whose it was and where they were is gone."""
+        """Kind, time and details of an event stay; the user and the origin are erased."""
         password = {"current_password": "test", "new_password": "test"}
         self.act("ada", "POST", "/auth/password", **password)
         self.act("ada", "PATCH", f"/users/{self.ids['ada']}", current_password="x", username="x")
@@ -175,12 +161,12 @@ class TestErasure(DeletionTestCase):
         for row in own:
             row |= BLANK
 
-        self.leave()
+        self.delete_self()
 
         self.assertEqual(expected, stored_events()[:-1])
 
     def test_done_by_an_admin(self) -> None:
-        """Of what an admin did to them it stays that the admin did it, and from where."""
+        """An event that an admin caused keeps the admin and the admin's origin."""
         self.act("admin", "PATCH", f"/users/{self.ids['ada']}", username="Ada L.")
         before = stored_events()[-1]
 
@@ -190,8 +176,8 @@ class TestErasure(DeletionTestCase):
         self.assertEqual(before | {"user_id": None}, now)
         self.assertEqual((self.ids["admin"], "admin", HOME["REMOTE_ADDR"]), self.origin(now))
 
-    def test_done_by_them(self) -> None:
-        """Of what a deleted admin did to others it stays that it happened to these."""
+    def test_done_by_a_deleted_admin(self) -> None:
+        """An event that a deleted admin caused keeps the user whom it is about."""
         self.add("second", admin=True)
         self.act("second", "PATCH", f"/users/{self.ids['ada']}", username="Ada L.")
         before = stored_events()[-1]
@@ -205,83 +191,61 @@ class TestErasure(DeletionTestCase):
         self.assert_not_named("second")
 
     def origin(self, row: dict[str, Any]) -> tuple[Any, ...]:
-        """Return who did it, with what, from where."""
+        """Return the actor, the user agent and the address of an event."""
         return row["actor_id"], row["user_agent"], row["ip"]
 
-    def test_values_are_not_told(self) -> None:
-        """No event ever has a name or password that somebody changed or gave."""
+    def test_values_are_not_recorded(self) -> None:
+        """No event has a username, email or password that a user gave."""
         self.act("ada", "PATCH", f"/users/{self.ids['ada']}", current_password="mistyped")
         names = {"username": "Lovelace", "email": "countess@test.com"}
-        self.changed(self.change_self(**names), **names)
+        self.assert_changed(self.change_self(**names), **names)
         wrong = self.change_self(username="bob", current_password="mistyped")
-        self.assert_error(wrong, *WRONG, "fail")
+        self.assert_error(wrong, errors.WrongPassword)
         self.delete("ada")
 
         told = json.dumps(stored_events(), default=str)
         for secret in ("Lovelace", "lovelace", "countess", "test.com", "mistyped"):
             self.assertNotIn(secret, told)
 
-    def test_many(self) -> None:
-        """Of very many events the newest are done at once, and the others by the next purge."""
+    def test_many_events(self) -> None:
+        """All events of the user are anonymized with the deletion, however many there are."""
         add_events(self.ids["ada"], [clock.utcnow()] * 7)
         add_events(self.ids["bob"], [clock.utcnow()] * 4, actor_id=self.ids["ada"])
-        with mock.patch.multiple(audit, ERASED_AT_ONCE=3, ERASURES_AT_ONCE=1):
-            self.deleted(self.leave(), "Account deleted.")
-            named = [row["id"] for row in stored_events() if row["user_id"] == self.ids["ada"]]
-            self.assertEqual(5, len(named))
-            self.assertLess(max(named), max(row["id"] for row in stored_events()) - 4)
+        with mock.patch.object(audit, "ANONYMIZED_AT_ONCE", 3):
+            self.assert_deleted(self.delete_self(), "Account deleted.")
 
-            self.assertEqual([4, 2, 0], [self.erase_rest() for _ in range(3)])
         self.assert_not_named("ada")
 
-    def test_all_at_once(self) -> None:
-        """Of so many as people have, all are done with the deletion."""
-        add_events(self.ids["ada"], [clock.utcnow()] * 7)
-        with mock.patch.object(audit, "ERASED_AT_ONCE", 3):
-            self.leave()
-        self.assert_not_named("ada")
+    def test_event_of_a_user_deleted_meanwhile(self) -> None:
+        """A request that was in flight while the user was deleted leaves an anonymous event."""
 
-    def erase_rest(self) -> int:
-        """Do what purge does, once, and return how many events that was."""
-        erased = audit.erase_rest()
+        def delete_meanwhile(*_: object) -> bool:
+            self.assert_deleted(self.delete("ada"), "User deleted.")
+            return False
+
+        with mock.patch.object(hashing, "verify", delete_meanwhile):
+            self.assert_error(self.login("ada@test.com", "wrong"), errors.InvalidCredentials)
+
+        newest = stored_events()[-1]
+        self.assertEqual("login_refused", newest["kind"])
+        self.assertEqual(BLANK, {name: newest[name] for name in BLANK})
+
+    def test_act_of_an_admin_deleted_meanwhile(self) -> None:
+        """An event of an admin who was deleted meanwhile has no actor and no origin."""
+        self.add("second", admin=True)
+        db.session.execute(delete(User).where(User.id == self.ids["second"]))
         db.session.commit()
-        return erased
+        origin = audit.Origin("203.0.113.7", "curl", "a", self.ids["second"])
 
-    def test_late_events(self) -> None:
-        """What a request recorded that was under way is found by a purge within the hour."""
-        self.leave()
-        self.assertEqual(1, self.erasures())
-        add_events(self.ids["ada"], [clock.utcnow()], ip="203.0.113.7")
-        self.assertEqual([1, 0], [self.erase_rest() for _ in range(2)])
-        self.assert_not_named("ada")
-        self.assertEqual(1, self.erasures())
+        audit.record(audit.Kind.USER_CHANGED, origin, user_id=self.ids["ada"], fields="email")
+        db.session.commit()
 
-        self.move_clock(3_600)
-        add_events(None, [clock.utcnow()], actor_id=self.ids["ada"])
-        with mock.patch.object(audit, "_erase_some", return_value=0):  # somebody else is at it
-            self.erase_rest()
-        self.assertEqual([1, 0], [self.erase_rest() for _ in range(2)])
-        self.assert_not_named("ada")
-        self.assertEqual(0, self.erasures())
-
-    def erasures(self) -> int:
-        """Return of how many it is remembered that they were deleted."""
-        return len(database.fetch_all(select(Erasure.__table__)))
-
-    def test_purge(self) -> None:
-        """The command does it."""
-        with mock.patch.multiple(audit, ERASED_AT_ONCE=1, ERASURES_AT_ONCE=1):
-            add_events(self.ids["ada"], [clock.utcnow()] * 3)
-            self.leave()
-        url = self.app.config["SQLALCHEMY_DATABASE_URI"]
-        settings = {"APP_SETTINGS": "project.config.DevelopmentConfig", "SECRET_KEY": "any"}
-        result = scratch.manage("purge", DATABASE_URL=url, **settings)
-
-        self.assertIn("whoever was deleted: 3.", result.stdout, result.stderr)
-        self.assert_not_named("ada")
+        newest = stored_events()[-1]
+        expected = BLANK | {"user_id": self.ids["ada"]}
+        self.assertEqual(expected, {name: newest[name] for name in expected})
 
     def test_index(self) -> None:
-        """Neither events nor admins are looked for in whole tables."""
+        """Neither events nor admins are found by scanning whole tables."""
         statements: list[tuple[str, Any]] = []
 
         def listen(_c: object, _k: object, sql: str, parameters: Any, *_: object) -> None:
@@ -298,41 +262,41 @@ class TestErasure(DeletionTestCase):
                         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
                     explain = "EXPLAIN " if self.on_postgresql else "EXPLAIN QUERY PLAN "
                     plans.append(str(connection.exec_driver_sql(explain + sql, parameters).all()))
-                self.assertNotRegex(plans[-1], r"Seq Scan|SCAN \w+'")
+                self.assertNotRegex(plans[-1], r"Seq Scan|SCAN (?!anon_)\w+'")
         for index in ("users_admins_idx", "events_actor_id_created_at_id_idx"):
             self.assertTrue(any(index in plan for plan in plans), plans)
 
 
 class TestLimits(DeletionTestCase):
-    """What was counted of an account goes with it."""
+    """Rate-limit counts and known addresses are deleted with the account."""
 
     settings: ClassVar[dict[str, Any]] = BaseTestCase.settings | {"RATE_LIMITS": True}
 
     def setUp(self) -> None:
-        """Count."""
+        """Turn rate limits on, and log every user in."""
         super().setUp()
-        ratelimit.init_app(self.app)
+        rate_limits.init_app(self.app)
         self.move_clock(0)
         self.tokens = {
             name: self.login(f"{name}@test.com").get_json()["auth_token"] for name in self.ids
         }
 
     def guess(self, email: str, **origin: Any) -> None:
-        """Fail to log in, from a known address and another."""
+        """Fail to log in, from a known address and from another."""
         for environ in ({}, HOME):
             credentials = {"email": email, "password": "wrong"}
             self.client.post("/auth/login", json=credentials, environ_overrides=environ)
 
     def counts(self) -> set[str]:
-        """Return what is counted, and where accounts are known."""
+        """Return the keys of all counts and known addresses."""
         counted = database.fetch_all(select(Throttle.__table__))
         known = database.fetch_all(select(KnownAddress.__table__))
         return {row.key for row in counted} | {row.account for row in known}
 
     def test_counts(self) -> None:
-        """Failures and known addresses are forgotten, those of an earlier email too."""
+        """Failures and known addresses are deleted, including those of an earlier email."""
         before = self.counts()
-        self.deleted(self.delete("bob"), "User deleted.")
+        self.assert_deleted(self.delete("bob"), "User deleted.")
         left = self.counts()
         self.assertEqual(1, len(before - left))
         self.guess("ada@test.com")
@@ -340,16 +304,16 @@ class TestLimits(DeletionTestCase):
         self.patch("ada", email="new@test.com")
         self.guess("new@test.com")
 
-        self.deleted(self.leave(), "Account deleted.")
+        self.assert_deleted(self.delete_self(), "Account deleted.")
 
         self.assertEqual(1, len(left - self.counts()))
         self.assertEqual({"login:203.0.113.7"}, self.counts() - left)
 
     def test_guesses(self) -> None:
-        """A wrong password here is a failed login."""
+        """A wrong password counts as a failed login."""
         for _ in range(10):
-            self.assert_error(self.leave(current_password="wrong"), *WRONG)
+            self.assert_error(self.delete_self(current_password="wrong"), errors.WrongPassword)
 
-        self.assert_error(self.leave(), *TOO_MANY)
-        self.assert_error(self.login("ada@test.com"), *TOO_MANY)
-        self.deleted(self.delete("ada"), "User deleted.")
+        self.assert_error(self.delete_self(), errors.TooManyAttempts)
+        self.assert_error(self.login("ada@test.com"), errors.TooManyAttempts)
+        self.assert_deleted(self.delete("ada"), "User deleted.")

@@ -1,4 +1,4 @@
-"""Who may read the audit trail, over HTTP and on the command line, and how long it is kept."""
+"""Reading the audit log over HTTP and on the command line, and how long it is kept."""
 
 import itertools
 import json
@@ -8,32 +8,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
-from sqlalchemy import insert
-
-from project import audit, clock, db
-from project.api.models import Event
+from project import clock, errors
+from project.ops import audit_log
 from project.tests import scratch
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import add_user, start_session, stored_events
+from project.tests.rows import add_events, add_user, start_session, stored_events
 
 MORNING = datetime(2026, 11, 22, 9, tzinfo=UTC)
-HUGE = 2**62  # an id of an event, too large for one of a user
+HUGE = 2**62  # valid as an event's id, too large for a user's
 COLUMNS = {"id", "created_at", "kind", "session_id", "ip", "user_agent", "request_id", "details"}
-
-
-def add_events(user_id: int | None, moments: list[datetime], **columns: Any) -> list[int]:
-    """Return the ids of new events of a user at these moments."""
-    common: dict[str, Any] = {
-        "kind": "logged_in",
-        "user_id": user_id,
-        "user_agent": "tests",
-        "details": {},
-    }
-    rows = [common | {"created_at": moment} | columns for moment in moments]
-    for row in rows:
-        db.session.execute(insert(Event), row)
-    db.session.commit()
-    return [event["id"] for event in stored_events()[-len(rows) :]]
 
 
 class TestReading(BaseTestCase):
@@ -42,7 +25,7 @@ class TestReading(BaseTestCase):
     settings: ClassVar[dict[str, Any]] = {"TOKEN_EXPIRATION_SECONDS": 3_600}
 
     def setUp(self) -> None:
-        """Add a user, another, and an admin, each of whom has logged in."""
+        """Add two users and an admin, each with a login."""
         super().setUp()
         self.users = {
             name: add_user(name, f"{name}@test.com", "test", admin=name == "admin")
@@ -52,7 +35,7 @@ class TestReading(BaseTestCase):
         self.path = f"/users/{self.users['ada'].id}/events"
 
     def walk(self, path: str, token: str) -> Iterator[list[int]]:
-        """Yield the ids on each page, along data.next to the end."""
+        """Yield the ids on each page, following data.next to the end."""
         after: str | None = ""
         while after is not None:
             answer = self.get(f"{path}{after}", token)
@@ -63,7 +46,7 @@ class TestReading(BaseTestCase):
             self.assertEqual(bool(after), 'rel="next"' in answer.headers.get("Link", ""))
 
     def test_own(self) -> None:
-        """A user reads what happened to them, and nothing of anybody else."""
+        """A user reads their own events and no others."""
         answer = self.get(self.path, self.tokens["ada"])
 
         data = answer.get_json()["data"]
@@ -74,20 +57,18 @@ class TestReading(BaseTestCase):
         self.assertEqual("logged_in", data["events"][0]["kind"])
 
     def test_who_may(self) -> None:
-        """An admin may too; nobody else, however open the users API is."""
-        refused = 403, "You do not have permission to do that.", "permission_denied"
-        missing = 401, "Provide a valid auth token.", "token_missing"
+        """An admin may read them too; no other user may, also while the users API is open."""
         for is_open in (True, False):
             self.app.config["USERS_API_OPEN"] = is_open
             with self.subTest(open=is_open):
                 self.assertEqual(200, self.get(self.path, self.tokens["admin"]).status_code)
-                self.assert_error(self.get(self.path, self.tokens["bob"]), *refused)
-                self.assert_error(self.get(self.path), *missing)
+                self.assert_error(self.get(self.path, self.tokens["bob"]), errors.PermissionDenied)
+                self.assert_error(self.get(self.path), errors.TokenMissing)
                 odd = self.get(f"/users/0{self.users['bob'].id}/events", self.tokens["bob"])
-                self.assert_error(odd, *refused)
+                self.assert_error(odd, errors.PermissionDenied)
 
     def test_acts_of_others(self) -> None:
-        """A user sees that an admin did something, and which, but not from where."""
+        """A user sees which admin changed their account, but not from where."""
         path, token = f"/users/{self.users['bob'].id}", self.tokens["admin"]
         headers = bearer(token) | {"User-Agent": "their phone"}
         changed = self.client.patch(path, json={"username": "bobby"}, headers=headers)
@@ -100,16 +81,15 @@ class TestReading(BaseTestCase):
         self.assertEqual(expected | {"actor_id": self.users["admin"].id}, shown)
         self.assertEqual("their phone", stored_events()[-1]["user_agent"])
 
-    def test_nobody(self) -> None:
-        """An id that is no user's is a 404, to an admin."""
-        unknown = 404, "User does not exist", "user_not_found", "fail"
-        for nobody in ("999999", "0", "abc", "2147483648", str(HUGE)):
-            with self.subTest(nobody):
-                answer = self.get(f"/users/{nobody}/events", self.tokens["admin"])
-                self.assert_error(answer, *unknown)
+    def test_unknown_id(self) -> None:
+        """An admin gets a 404 for an unknown id."""
+        for user_id in ("999999", "0", "abc", "2147483648", str(HUGE)):
+            with self.subTest(user_id):
+                answer = self.get(f"/users/{user_id}/events", self.tokens["admin"])
+                self.assert_error(answer, errors.UserNotFound)
 
     def test_pages(self) -> None:
-        """Pages go from the newest to the oldest, and miss none that have one moment in common."""
+        """Pages run from the newest to the oldest and skip no event with the same time."""
         seconds = [MORNING + timedelta(seconds=number // 3) for number in range(10)]
         ids = add_events(self.users["bob"].id, seconds)
         first = [row["id"] for row in stored_events() if row["user_id"] == self.users["bob"].id][:1]
@@ -122,28 +102,27 @@ class TestReading(BaseTestCase):
                 self.assertEqual({limit}, {len(page) for page in pages[:-1]} | {limit})
 
     def test_many_events(self) -> None:
-        """Ids go on where those of users end."""
+        """An event's id may exceed the largest id of a user."""
         self.assertEqual([HUGE], add_events(self.users["bob"].id, [clock.utcnow()], id=HUGE))
         path = f"/users/{self.users['bob'].id}/events?limit=1"
 
         self.assertEqual(2, len(list(self.walk(path, self.tokens["bob"]))))
 
     def test_bad_pages(self) -> None:
-        """What is no page is refused."""
-        invalid = 400, "Invalid payload.", "invalid_payload", "fail"
+        """An invalid limit or cursor is refused."""
         moment = "1795338000000000"
         cursors = ["x", "", "1", f"{moment}-0", f"{moment}-{2**63}", f"{moment}-01", "-1-1"]
         for query in ["limit=0", "limit=501", *(f"after={cursor}" for cursor in cursors)]:
             with self.subTest(query):
                 answer = self.get(f"{self.path}?{query}", self.tokens["ada"])
-                self.assert_error(answer, *invalid)
+                self.assert_error(answer, errors.InvalidPayload)
 
 
 class TestCommand(BaseTestCase):
-    """manage.py events, and purge."""
+    """manage.py events and manage.py purge."""
 
     def setUp(self) -> None:
-        """Add two users, and what happened to one of them an hour ago."""
+        """Add two users, and an event of one of them an hour ago."""
         super().setUp()
         self.ada = add_user("ada", "ada@test.com", "test")
         self.bob = add_user("bob", "bob@test.com", "test")
@@ -154,7 +133,7 @@ class TestCommand(BaseTestCase):
 
     @property
     def settings_of_commands(self) -> dict[str, str]:
-        """The settings with which a command finds this test's database."""
+        """The settings with which a command uses this test's database."""
         return {
             "APP_SETTINGS": "project.config.DevelopmentConfig",
             "DATABASE_URL": self.app.config["SQLALCHEMY_DATABASE_URI"],
@@ -168,11 +147,11 @@ class TestCommand(BaseTestCase):
         return result.stdout.splitlines()
 
     def kinds(self, *arguments: str) -> list[str]:
-        """Return what the events are that the command prints as JSON."""
+        """Return the kinds of the events that the command prints as JSON."""
         return [json.loads(line)["kind"] for line in self.events("--json", *arguments)]
 
     def test_table(self) -> None:
-        """A line an event, the oldest first, under a heading."""
+        """Each event is a line, the oldest first, below a heading."""
         start_session(self.bob)
 
         heading, first, second = self.events()
@@ -186,7 +165,7 @@ class TestCommand(BaseTestCase):
         self.assertIn(f" {self.bob.id} ", second)
 
     def test_json(self) -> None:
-        """A line of JSON has everything that the row has."""
+        """A line of JSON has every column of the event."""
         (line,) = self.events("--json")
 
         event = json.loads(line)
@@ -195,8 +174,8 @@ class TestCommand(BaseTestCase):
         self.assertEqual({name: row[name] for name in event}, event)
         self.assertEqual(set(row) - {"created_at"}, set(event))
 
-    def test_choice(self) -> None:
-        """Of one user, and since a moment or for some time."""
+    def test_options(self) -> None:
+        """Events can be limited to a user, and to those since a time or for a duration."""
         start_session(self.bob)
         half = (clock.utcnow() - timedelta(minutes=30)).isoformat()
 
@@ -209,7 +188,7 @@ class TestCommand(BaseTestCase):
                 self.assertEqual(["login_refused", "logged_in"], self.kinds("--since", since))
 
     def test_mistakes(self) -> None:
-        """Who is nobody and what is no time end the command with 1 and a line."""
+        """An unknown user or an invalid time exits with 1 and one line on stderr."""
         for arguments in (
             ("--user", "a@b.c"),
             ("--since", "yesterday"),
@@ -223,8 +202,8 @@ class TestCommand(BaseTestCase):
                 self.assertEqual(1, len(result.stderr.splitlines()), result.stderr)
 
     def test_many(self) -> None:
-        """More than are read at once come out in order, and each once."""
-        moments = [clock.utcnow()] * (audit.PAGE + 1)
+        """More events than one batch are printed in order, each once."""
+        moments = [clock.utcnow()] * (audit_log.PAGE + 1)
         ids = add_events(self.bob.id, moments)
 
         printed = [json.loads(line)["id"] for line in self.events("--json", "--since", "1m")]
@@ -232,7 +211,7 @@ class TestCommand(BaseTestCase):
         self.assertEqual(ids, printed)
 
     def test_follow(self) -> None:
-        """What happens while it follows is printed, once, and what is only now committed too."""
+        """--follow prints each new event once, including one that is committed late."""
         follower = subprocess.Popen(
             [sys.executable, "manage.py", "events", "--follow", "--json", "--since", "2h"],
             cwd=scratch.ROOT,
@@ -254,7 +233,7 @@ class TestCommand(BaseTestCase):
         self.assertEqual(["login_refused", "logged_in", "late"], [one["kind"] for one in printed])
 
     def test_commands_are_recorded(self) -> None:
-        """What an operator does is told with the command line as its origin."""
+        """What an operator does is recorded with manage.py as its origin."""
         for kind, *command in (
             ("user_deactivated", "deactivate", "ada@test.com"),
             ("user_activated", "activate", "ada@test.com"),
@@ -272,7 +251,7 @@ class TestCommand(BaseTestCase):
         self.assertEqual({"sessions": 1}, newest["details"])
 
     def test_purge(self) -> None:
-        """Events are deleted when EVENTS_DAYS are over, and not before."""
+        """Purge deletes events older than EVENTS_DAYS and no others."""
         now = clock.utcnow()
         add_events(None, [now - timedelta(days=7, minutes=1)] * 3, kind="old")
         add_events(None, [now - timedelta(days=6, hours=23)], kind="young")

@@ -1,4 +1,4 @@
-"""There is always an active admin, whatever they do to each other, one by one or at once."""
+"""There is always an active admin, whether admins act one after the other or at once."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -6,29 +6,17 @@ from typing import Any
 
 from werkzeug.test import TestResponse
 
-from project import accounts, db
-from project.tests.base import bearer
-from project.tests.test_care import FORBIDDEN, INACTIVE, INVALID_PAYLOAD, CareTestCase
-from project.tests.test_session_races import at_once
-from project.tests.utils import ORIGIN, stored_events, stored_users
+from project import db, errors
+from project.accounts import administration
+from project.tests.accounts.cases import AdministrationTestCase, at_once
+from project.tests.rows import ORIGIN, stored_events, stored_users
 
-LAST_ADMIN = (400, "There has to be another active admin first.", "last_admin")
 ROUNDS = 6
-LOSSES: list[dict[str, Any]] = [{"admin": False}, {"active": False}]
+REMOVALS: list[dict[str, Any]] = [{"admin": False}, {"active": False}]
 
 
-class LastAdminTestCase(CareTestCase):
-    """A test of admins who leave, or have each other leave."""
-
-    def delete(self, name: str, caller: str) -> TestResponse:
-        """Return the answer to an admin who deletes somebody."""
-        path, headers = f"/users/{self.ids[name]}", bearer(self.tokens[caller])
-        return self.app.test_client().delete(path, headers=headers)
-
-    def leave(self, name: str) -> TestResponse:
-        """Return the answer to somebody who deletes their own account."""
-        body, headers = {"current_password": "test"}, bearer(self.tokens[name])
-        return self.app.test_client().delete("/auth/account", json=body, headers=headers)
+class LastAdminTestCase(AdministrationTestCase):
+    """A test of admins who demote, deactivate or delete themselves or each other."""
 
     def admins(self) -> list[str]:
         """Return the emails of the active admins."""
@@ -36,63 +24,62 @@ class LastAdminTestCase(CareTestCase):
 
 
 class TestLastAdmin(LastAdminTestCase):
-    """One after the other."""
+    """Requests one after the other."""
 
     def test_changes(self) -> None:
-        """The last admin can be neither demoted nor deactivated, whatever else is changed."""
-        for body in [*LOSSES, {"active": False, "email": "new@test.com"}]:
-            with self.subTest(body), self.nothing_changes():
-                self.assert_error(self.change_self("admin", **body), *LAST_ADMIN, "fail")
+        """The last admin can be neither demoted nor deactivated, whatever else the body changes."""
+        for body in [*REMOVALS, {"active": False, "email": "new@test.com"}]:
+            with self.subTest(body), self.assert_nothing_changes():
+                self.assert_error(self.change_self("admin", **body), errors.LastAdmin)
                 details = {"why": "last_admin"}
                 self.assertEqual(("user_change_refused", details), *self.events())
 
     def test_deletion(self) -> None:
-        """The last admin can't be deleted: not with the password, and not without it."""
-        with self.nothing_changes():
-            self.assert_error(self.leave("admin"), *LAST_ADMIN)
+        """The last admin can't be deleted, by themselves or by id."""
+        with self.assert_nothing_changes():
+            self.assert_error(self.delete_self("admin"), errors.LastAdmin)
             details = {"why": "last_admin"}
             self.assertEqual(("deletion_refused", details), *self.events())
-            data = self.assert_error(self.delete("admin", "admin"), *INVALID_PAYLOAD)
-            self.assertEqual({"current_password": "is required"}, data["errors"])
+            self.assert_error(self.delete("admin", "admin"), errors.OwnAccount)
 
-    def test_resting_admins(self) -> None:
-        """A deactivated admin is none that would do, and can themselves be demoted or deleted."""
-        for name in ("resting", "gone"):
+    def test_deactivated_admins(self) -> None:
+        """A deactivated admin does not count, and can be demoted or deleted."""
+        for name in ("deactivated", "gone"):
             self.add(name, admin=True)
-            self.changed(self.patch(name, active=False), admin=True)
+            self.assert_changed(self.patch(name, active=False), admin=True)
 
-        self.assert_error(self.change_self("admin", admin=False), *LAST_ADMIN, "fail")
-        self.assert_error(self.leave("admin"), *LAST_ADMIN)
-        self.changed(self.patch("resting", admin=False), admin=False)
+        self.assert_error(self.change_self("admin", admin=False), errors.LastAdmin)
+        self.assert_error(self.delete_self("admin"), errors.LastAdmin)
+        self.assert_changed(self.patch("deactivated", admin=False), admin=False)
         self.assertEqual(200, self.delete("gone", "admin").status_code)
 
     def test_names(self) -> None:
-        """All else about the last admin can be changed."""
+        """Every other field of the last admin can be changed."""
         body: dict[str, Any] = {"username": "b", "email": "b@test.com", "admin": True}
-        self.changed(self.change_self("admin", **body), **body)
+        self.assert_changed(self.change_self("admin", **body), **body)
 
     def test_another(self) -> None:
-        """With two, either may demote the other, and not then leave."""
+        """Of two admins, either may demote the other, but the remaining one has to stay."""
         self.add("second", admin=True)
-        self.changed(self.patch("admin", "second", admin=False), admin=False)
+        self.assert_changed(self.patch("admin", "second", admin=False), admin=False)
 
-        self.assert_error(self.change_self("second", admin=False), *LAST_ADMIN, "fail")
-        self.assert_error(self.leave("second"), *LAST_ADMIN)
-        self.assertEqual(200, self.leave("admin").status_code)
+        self.assert_error(self.change_self("second", admin=False), errors.LastAdmin)
+        self.assert_error(self.delete_self("second"), errors.LastAdmin)
+        self.assertEqual(200, self.delete_self("admin").status_code)
 
     def test_operator(self) -> None:
-        """The command line is not bound by this: there another admin is made in a moment."""
-        accounts.set_active("admin@test.com", False, ORIGIN)
+        """The command line may deactivate the last admin: an operator can create another."""
+        administration.set_active("admin@test.com", False, ORIGIN)
         db.session.commit()
 
         self.assertEqual([], self.admins())
 
 
 class TestLastAdminRaces(LastAdminTestCase):
-    """At once."""
+    """Requests at once."""
 
     def rounds(self) -> Iterator[list[str]]:
-        """Give three new admins ROUNDS times, who are then all there are."""
+        """Yield three new admins ROUNDS times; they are then the only admins."""
         names = ["admin"]
         for number in range(ROUNDS):
             new = [f"admin{number}.{letter}" for letter in "abc"]
@@ -106,29 +93,33 @@ class TestLastAdminRaces(LastAdminTestCase):
                 yield new
 
     def race(self, *acts: Callable[[], TestResponse]) -> None:
-        """Let them act at once, and check that one admin is left, and each answer says why."""
+        """Run the actions at once; check that an admin is left, and each refusal's code."""
         known = len(stored_events())
         for answer in at_once(*acts):
             if answer.status_code != 200:
-                refusal = {400: LAST_ADMIN, 401: INACTIVE, 403: FORBIDDEN}[answer.status_code]
-                self.assertEqual(refusal[2], answer.get_json()["code"])
+                refusal = {
+                    400: errors.LastAdmin,
+                    401: errors.AccountInactive,
+                    403: errors.PermissionDenied,
+                }[answer.status_code]
+                self.assertEqual(refusal.code, answer.get_json()["code"])
         self.assertLessEqual(1, len(self.admins()))
         told = [event["kind"] for event in stored_events()[known:]]
         done = sum(not kind.endswith("refused") for kind in told)
         self.assertEqual(3 - len(self.admins()), done, told)
 
-    def test_everybody_resigns(self) -> None:
-        """Of three who resign at once, each in a way of their own, one has to stay."""
+    def test_all_resign(self) -> None:
+        """Of three admins who resign at once, each in a different way, one has to stay."""
         for a, b, c in self.rounds():
             self.race(
                 partial(self.change_self, a, admin=False),
                 partial(self.change_self, b, active=False),
-                partial(self.leave, c),
+                partial(self.delete_self, c),
             )
             self.assertEqual(1, len(self.admins()))
 
     def test_each_other(self) -> None:
-        """Of three who would be rid of each other, somebody is left."""
+        """Of three admins who remove each other at once, at least one is left."""
         for a, b, c in self.rounds():
             self.race(
                 partial(self.patch, b, a, admin=False),
@@ -137,7 +128,7 @@ class TestLastAdminRaces(LastAdminTestCase):
             )
 
     def test_both_of_two(self) -> None:
-        """Of two who demote each other at once, the second to come is no admin any more."""
+        """Of two admins who demote each other at once, the second is an admin no longer."""
         for a, b, c in self.rounds():
             self.assertEqual(200, self.delete(c, a).status_code)
             answers = at_once(

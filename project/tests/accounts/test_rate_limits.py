@@ -1,4 +1,4 @@
-"""Guessing is slow: what is counted, by whom, and for how long."""
+"""Rate limits: what is counted, for which account or address, and for how long."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,18 +7,17 @@ from unittest import mock
 
 from werkzeug.test import TestResponse
 
-from project import create_app, database, db, passwords, ratelimit
-from project.api.models import KnownAddress, Throttle
+from project import create_app, db, errors
+from project.accounts import rate_limits
+from project.lib import database, hashing
+from project.models import KnownAddress, Throttle
 from project.tests.base import BaseTestCase, bearer
 from project.tests.conformance import TESTING
-from project.tests.utils import add_user
+from project.tests.rows import add_user
 
 HOME, AWAY, ELSEWHERE = "192.0.2.1", "198.51.100.2", "203.0.113.3"
 PAUSES = [60, 120, 240, 480, 900]  # seconds
 DAY = 86_400
-TOO_MANY = (429, "Too many attempts. Please try again later.", "too_many_attempts")
-UNKNOWN = (404, "User does not exist.", "invalid_credentials")
-WRONG_PASSWORD = (400, "Current password is wrong.", "wrong_password")
 
 
 class LimitedTestCase(BaseTestCase):
@@ -29,14 +28,14 @@ class LimitedTestCase(BaseTestCase):
     def setUp(self) -> None:
         """Add the user, and stop the clock."""
         super().setUp()
-        ratelimit.init_app(self.app)
+        rate_limits.init_app(self.app)
         self.move_clock(0)
         self.user = add_user("test", "test@test.com", "test")
 
     def send(
         self, path: str, body: object = None, *, ip: str = AWAY, token: str | None = None
     ) -> TestResponse:
-        """Return the answer to a POST from some address."""
+        """Return the response to a POST from this address."""
         return self.app.test_client().post(
             path,
             json=body,
@@ -47,21 +46,21 @@ class LimitedTestCase(BaseTestCase):
     def log_in(
         self, password: str = "test", email: str = "test@test.com", ip: str = AWAY
     ) -> TestResponse:
-        """Return the answer to a login from some address."""
+        """Return the response to a login from this address."""
         return self.send("/auth/login", {"email": email, "password": password}, ip=ip)
 
     def guess(self, times: int, email: str = "test@test.com", ip: str = AWAY) -> None:
-        """Give a wrong password so many times, each of which is looked at."""
+        """Log in with a wrong password this many times, none of which is refused by a limit."""
         for _ in range(times):
-            self.assert_error(self.log_in("wrong", email, ip), *UNKNOWN)
+            self.assert_error(self.log_in("wrong", email, ip), errors.InvalidCredentials)
 
     def assert_paused(self, response: TestResponse, seconds: int) -> None:
-        """Check that an answer says to come back in so many seconds."""
-        self.assert_error(response, *TOO_MANY)
+        """Check that a response is TooManyAttempts with this Retry-After."""
+        self.assert_error(response, errors.TooManyAttempts)
         self.assertEqual(str(seconds), response.headers["Retry-After"])
 
     def assert_logged_in(self, response: TestResponse) -> dict[str, Any]:
-        """Check that a login went well, and return its tokens."""
+        """Check that a login succeeded, and return its tokens."""
         self.assertEqual(200, response.status_code, response.get_data(as_text=True))
         tokens: dict[str, Any] = response.get_json()
         return tokens
@@ -71,7 +70,7 @@ class TestAccounts(LimitedTestCase):
     """Wrong passwords for one account."""
 
     def test_pause(self) -> None:
-        """After ten failures the account rests for a minute, for right and wrong alike."""
+        """After ten failures the account pauses for a minute, for right passwords too."""
         for email in ("test@test.com", "nobody@test.com", "Test@Test.com"):
             with self.subTest(email):
                 if email != "Test@Test.com":
@@ -86,21 +85,21 @@ class TestAccounts(LimitedTestCase):
         self.assert_logged_in(self.log_in())
 
     def test_pauses_double(self) -> None:
-        """Each further failure doubles the pause, up to a quarter of an hour."""
+        """Each further failure doubles the pause, up to 15 minutes."""
         self.guess(9)
         for pause in [*PAUSES, PAUSES[-1], PAUSES[-1]]:
             self.guess(1)
             self.assert_paused(self.log_in(), pause)
             self.move_clock(pause)
 
-    def test_success_forgets(self) -> None:
-        """Who gets it right begins anew; the address keeps the failures that were its own."""
+    def test_success_resets_the_account(self) -> None:
+        """A login resets the account's failures; the address keeps its own."""
         for _ in range(3):
             self.guess(9)
             self.assert_logged_in(self.log_in())
         self.assertEqual([9], [count.attempts for count in counts()])
 
-    def test_a_day_forgets(self) -> None:
+    def test_failures_expire_after_a_day(self) -> None:
         """Failures of the day before do not count."""
         self.guess(9)
         self.move_clock(DAY)
@@ -108,8 +107,8 @@ class TestAccounts(LimitedTestCase):
         self.guess(1)
         self.assert_paused(self.log_in(), 60)
 
-    def test_own_address(self) -> None:
-        """Nobody elsewhere locks somebody out from where they have logged in before."""
+    def test_known_address(self) -> None:
+        """Attackers elsewhere do not lock a user out from an address where they have logged in."""
         self.assert_logged_in(self.log_in(ip=HOME))
         self.guess(10)
         self.assert_paused(self.log_in(), 60)
@@ -120,8 +119,8 @@ class TestAccounts(LimitedTestCase):
         self.assert_paused(self.log_in(ip=HOME), 60)
         self.assert_paused(self.log_in(ip=ELSEWHERE), 60)
 
-    def test_own_address_is_forgotten(self) -> None:
-        """An address is somebody's own for thirty days."""
+    def test_known_address_expires(self) -> None:
+        """An address is known for thirty days."""
         self.assert_logged_in(self.log_in(ip=HOME))
         self.move_clock(30 * DAY)
         self.guess(10)
@@ -129,7 +128,7 @@ class TestAccounts(LimitedTestCase):
         self.assert_paused(self.log_in(ip=HOME), 60)
 
     def test_password_change(self) -> None:
-        """A wrong current password is a failed login, and the right one is none."""
+        """A wrong current password counts as a failed login; a right one does not."""
         token = self.assert_logged_in(self.log_in())["auth_token"]
         right = {"current_password": "test", "new_password": "test"}
         for _ in range(12):
@@ -137,18 +136,18 @@ class TestAccounts(LimitedTestCase):
         wrong = right | {"current_password": "wrong"}
         for _ in range(5):
             response = self.send("/auth/password", wrong, token=token, ip=ELSEWHERE)
-            self.assert_error(response, *WRONG_PASSWORD)
+            self.assert_error(response, errors.WrongPassword)
         self.guess(5, ip=ELSEWHERE)
 
         self.assert_paused(self.send("/auth/password", right, token=token, ip=ELSEWHERE), 60)
         self.assert_paused(self.log_in(ip=ELSEWHERE), 60)
 
     def test_restart(self) -> None:
-        """Another process, or one that was started again, goes on counting."""
+        """Counts survive a restart and are shared by all processes."""
         self.guess(10)
         app = create_app(TESTING)
         app.config["RATE_LIMITS"] = True
-        ratelimit.init_app(app)
+        rate_limits.init_app(app)
         self.app, before = app, self.app
 
         self.assert_paused(self.log_in(), 60)
@@ -158,9 +157,9 @@ class TestAccounts(LimitedTestCase):
         self.app = before
 
     def test_all_at_once(self) -> None:
-        """Of two hundred guesses at once ten are looked at."""
-        gate = passwords.Gate(threads=2, places=200)
-        self.app.extensions["password_gate"] = gate
+        """Of two hundred guesses at once, ten reach the password check."""
+        pool = hashing.HashingPool(threads=2, slots=200)
+        self.app.extensions["hashing_pool"] = pool
         barrier = threading.Barrier(200)
 
         def guess(number: int) -> int:
@@ -168,24 +167,24 @@ class TestAccounts(LimitedTestCase):
             return self.log_in(f"guess {number}").status_code
 
         with (
-            mock.patch.object(gate, "run", side_effect=gate.run) as hashing,
+            mock.patch.object(pool, "run", side_effect=pool.run) as recorded,
             ThreadPoolExecutor(200) as threads,
         ):
             answers = list(threads.map(guess, range(200)))
 
-        self.assertEqual(10, hashing.call_count)
+        self.assertEqual(10, recorded.call_count)
         self.assertEqual((10, 190), (answers.count(404), answers.count(429)))
 
     def test_clocks_that_differ(self) -> None:
-        """A count by a host whose clock is ahead is no pause for the others."""
+        """A count by a host whose clock is ahead does not pause the other hosts."""
         self.move_clock(5)
         self.guess(1)
         self.move_clock(-5)
         self.guess(1)
         self.assert_logged_in(self.log_in())
 
-    def test_nobody_is_named(self) -> None:
-        """The counts do not tell which accounts were tried."""
+    def test_counts_hold_no_email(self) -> None:
+        """The counts do not reveal which accounts were tried."""
         self.guess(2)
         self.guess(1, "nobody@test.com")
         self.assert_logged_in(self.log_in())
@@ -195,20 +194,20 @@ class TestAccounts(LimitedTestCase):
 
 
 class TestAddresses(LimitedTestCase):
-    """Failures of one address, whatever the accounts."""
+    """Failures from one address, whatever the accounts."""
 
     def fill(self, times: int, ip: str = AWAY) -> None:
-        """Fail so many times, at another account each time."""
+        """Fail this many times, each at another account."""
         for number in range(times):
             self.guess(1, f"{number}@test.com", ip)
 
     def test_failures(self) -> None:
-        """After a hundred failures an address rests for a quarter of an hour, and no other does."""
+        """After a hundred failures an address pauses for 15 minutes, and no other address does."""
         self.fill(100)
 
         self.assert_paused(self.log_in(), 900)
         self.assert_logged_in(self.log_in(ip=ELSEWHERE))
-        # What it tries meanwhile is not held against the accounts.
+        # Attempts during the pause do not count against the accounts.
         for _ in range(12):
             self.assert_paused(self.log_in("wrong", "other@test.com"), 900)
         self.guess(9, "other@test.com", ELSEWHERE)
@@ -218,14 +217,14 @@ class TestAddresses(LimitedTestCase):
         self.assert_paused(self.log_in(email="other@test.com"), 900)
         self.assert_logged_in(self.log_in())
 
-    def test_an_hour_forgets(self) -> None:
-        """A hundred are a hundred an hour."""
+    def test_failures_expire_after_an_hour(self) -> None:
+        """The limit of a hundred failures is per hour."""
         self.fill(99)
         self.move_clock(3_600)
         self.fill(99)
 
     def test_success_is_not_counted(self) -> None:
-        """Any number may log in from one address; and no success makes up for a failure."""
+        """Successful logins are not counted, and do not reset failures."""
         self.fill(99)
         for number in range(120):
             add_user(f"user{number}", f"user{number}@test.com", "test")
@@ -234,7 +233,7 @@ class TestAddresses(LimitedTestCase):
         self.assert_paused(self.log_in(email="new@test.com"), 900)
 
     def test_networks(self) -> None:
-        """IPv6 addresses of one /64 are one."""
+        """IPv6 addresses of one /64 count together."""
         self.fill(50, "2001:db8:1:2::1")
         self.fill(50, "2001:db8:1:2:ffff::2")
 
@@ -242,7 +241,7 @@ class TestAddresses(LimitedTestCase):
         self.assert_logged_in(self.log_in(ip="2001:db8:1:3::1"))
 
     def test_refresh(self) -> None:
-        """Refresh tokens that are none count as failures of their address; good ones do not."""
+        """Invalid refresh tokens count as failures of their address; valid ones do not."""
         pair = self.assert_logged_in(self.log_in())
         for _ in range(110):
             body = {"refresh_token": pair["refresh_token"]}
@@ -257,7 +256,7 @@ class TestAddresses(LimitedTestCase):
         self.assert_logged_in(self.send("/auth/refresh", body, ip=ELSEWHERE))
 
     def test_registrations(self) -> None:
-        """Twenty an hour register from one address, whether they succeed or not."""
+        """An address may register twenty times an hour, counting refused registrations."""
 
         def register(number: int, ip: str = AWAY) -> TestResponse:
             name = f"user{number}"
@@ -273,24 +272,24 @@ class TestAddresses(LimitedTestCase):
         self.assertEqual(201, register(97).status_code)
 
     def test_purge(self) -> None:
-        """Counts and addresses that say nothing any more are deleted, and the others are not."""
+        """Expired counts and addresses are deleted, and no others."""
         self.assert_logged_in(self.log_in(ip=HOME))
         self.guess(1)
         for seconds, deleted in ((0, 0), (3_600, 2), (30 * DAY, 2)):
             self.move_clock(seconds)
-            self.assertEqual(deleted, ratelimit.delete_expired())
+            self.assertEqual(deleted, rate_limits.delete_expired())
             db.session.commit()
         self.assertEqual(([], []), (counts(), known()))
 
 
 class TestOff(BaseTestCase):
-    """Where nothing is limited."""
+    """With rate limits off."""
 
     def test_testing(self) -> None:
         """Under test nothing is counted."""
         self.register()
         for _ in range(30):
-            self.assert_error(self.login(password="wrong"), *UNKNOWN)
+            self.assert_error(self.login(password="wrong"), errors.InvalidCredentials)
 
         self.assertEqual(200, self.login().status_code)
         self.assertEqual([], counts())
@@ -302,5 +301,5 @@ def counts() -> list[Any]:
 
 
 def known() -> list[Any]:
-    """Return every address that somebody has logged in from."""
+    """Return every known address."""
     return list(database.fetch_all(db.select(KnownAddress.__table__)))

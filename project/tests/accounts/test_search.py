@@ -1,4 +1,4 @@
-"""GET /users?query=: whoever's username or email begins with something."""
+"""GET /users?query=: users whose username or email starts with a text."""
 
 import itertools
 import re
@@ -9,24 +9,23 @@ from urllib.parse import quote
 from sqlalchemy import event
 from werkzeug.test import TestResponse
 
-from project import database, db
-from project.api.models import User
+from project import db, errors
+from project.lib import database
+from project.models import User
 from project.tests.base import BaseTestCase
-from project.tests.utils import add_user, start_session, stored_events
+from project.tests.rows import add_user, start_session, stored_events
 
-INVALID_PAYLOAD = (400, "Invalid payload.", "invalid_payload", "fail")
-FORBIDDEN = (403, "You do not have permission to do that.", "permission_denied")
-MOST = 200  # pages of a search here
+MAX_PAGES = 200
 PUBLIC = {"id", "username", "email", "created_at"}
 
 
 class SearchTestCase(BaseTestCase):
-    """A test that searches, while the users API is open."""
+    """A test that searches while the users API is open."""
 
     token: str | None = None
 
     def search(self, query: str, **more: object) -> TestResponse:
-        """Return the answer to a search."""
+        """Return the response to a search."""
         parts = [f"query={quote(query)}", *(f"{key}={value}" for key, value in more.items())]
         return self.get(f"/users?{'&'.join(parts)}", self.token)
 
@@ -36,9 +35,9 @@ class SearchTestCase(BaseTestCase):
         return [user["username"] for user in response.get_json()["data"]["users"]]
 
     def walk(self, query: str, limit: int) -> Iterator[list[str]]:
-        """Yield the usernames on each page of a search, along the Link headers to the end."""
+        """Yield the usernames on each page of a search, following the Link headers to the end."""
         response = self.search(query, limit=limit)
-        for _ in range(MOST):
+        for _ in range(MAX_PAGES):
             yield self.names(response)
             following, link = response.get_json()["data"]["next"], response.headers.get("Link")
             self.assertEqual(following is None, link is None)
@@ -47,7 +46,7 @@ class SearchTestCase(BaseTestCase):
             target, _, relation = link.partition(">; ")
             self.assertEqual('rel="next"', relation)
             response = self.get(target.removeprefix("<"), self.token)
-        self.fail("there is no end to it")
+        self.fail("the search has no last page")
 
     def found(self, query: str) -> list[str]:
         """Return all usernames that a search finds."""
@@ -55,10 +54,10 @@ class SearchTestCase(BaseTestCase):
 
 
 class TestSearch(SearchTestCase):
-    """What is found, and in which order."""
+    """What a search finds, and in which order."""
 
     def setUp(self) -> None:
-        """Add people with all sorts of names."""
+        """Add users with various names."""
         super().setUp()
         for username, email in (
             ("Ada Lovelace", "countess@test.com"),
@@ -72,7 +71,7 @@ class TestSearch(SearchTestCase):
             add_user(username, email, "test")
 
     def test_prefix(self) -> None:
-        """Who has a username or an email that begins so, in the order of that name."""
+        """A search finds usernames and emails by prefix, ordered by the name that matches."""
         for query, expected in {
             "ada": ["Ada Lovelace", "alan"],
             "ADA": ["Ada Lovelace", "alan"],
@@ -89,7 +88,7 @@ class TestSearch(SearchTestCase):
                 self.assertEqual(expected, self.found(query))
 
     def test_nothing_else(self) -> None:
-        """What is in the middle of a name is not found, and no character stands for others."""
+        """Text inside a name is not found, and no character is a wildcard."""
         for query in ("lovelace", "test.com", "%", "_", "*", "a%", "1_0", "ada*", "\\", "'", "🦀"):
             with self.subTest(query):
                 self.assertEqual([], self.found(query))
@@ -98,7 +97,7 @@ class TestSearch(SearchTestCase):
                 self.assertEqual([name], self.found(query))
 
     def test_shape(self) -> None:
-        """A page is one of the list of users."""
+        """A page has the shape of the list of users."""
         response = self.search("countess")
 
         data = response.get_json()["data"]
@@ -107,45 +106,45 @@ class TestSearch(SearchTestCase):
         self.assertNotIn("Link", response.headers)
 
     def test_whole_name(self) -> None:
-        """A whole name is a beginning too, and what would go on is none."""
+        """A whole name finds its user, and a longer text does not."""
         self.assertEqual(["alan"], self.found("alan"))
         self.assertEqual([], self.found("alan."))
 
     def test_longest(self) -> None:
-        """A name of 128 characters is found by all of them, however many they are folded."""
+        """A name of 128 characters is found by all of them, even when folding makes it longer."""
         add_user("ΐ" * 128, "long@test.com", "test")
         self.assertEqual(["ΐ" * 128], self.found("ΐ" * 128))
         self.assertEqual(["ΐ" * 128], list(itertools.chain(*self.walk("ΐ", 1))))
 
     def test_invalid(self) -> None:
-        """A search has 1 to 128 characters, none of which controls anything."""
+        """A search has 1 to 128 characters and no control characters."""
         for query in ("", " ", "x" * 129, "\0", "a\nb", "\x7f"):
             with self.subTest(query):
-                data = self.assert_error(self.search(query), *INVALID_PAYLOAD)
+                data = self.assert_error(self.search(query), errors.InvalidPayload)
                 self.assertEqual(["query"], list(data["errors"]))
         for limit in ("0", "501", "x"):
-            data = self.assert_error(self.search("ada", limit=limit), *INVALID_PAYLOAD)
+            data = self.assert_error(self.search("ada", limit=limit), errors.InvalidPayload)
             self.assertEqual(["limit"], list(data["errors"]))
 
 
 class TestPages(SearchTestCase):
-    """Page after page."""
+    """Pages of a search."""
 
     def expected(self, prefix: str) -> list[str]:
-        """Return the usernames of who has a name with this prefix, by the first such name."""
+        """Return the usernames with this prefix, ordered by the first name that matches."""
         first: dict[str, str] = {}
         for user in db.session.execute(db.select(User)).scalars():
             names = [name for name in (user.username_key, user.email) if name.startswith(prefix)]
             first |= {user.username: min(names)} if names else {}
         return sorted(first, key=lambda username: first[username])
 
-    def test_everybody_once(self) -> None:
-        """Whoever matches, by one name or both, is listed once, in one order for all limits."""
+    def test_each_user_once(self) -> None:
+        """A user who matches by one name or both is listed once, and in one order at any limit."""
         for number in range(12):
             add_user(f"user{number}", f"user{number}@test.com", "test")
             add_user(f"user {number}", f"user.{number}@test.com", "test")
-            add_user(f"anybody{number}", f"user+{number}@test.com", "test")
-            add_user(f"user_{number}", f"anybody.{number}@test.com", "test")
+            add_user(f"person{number}", f"user+{number}@test.com", "test")
+            add_user(f"user_{number}", f"person.{number}@test.com", "test")
             add_user(f"z{number}", f"z{number}@test.com", "test")
         expected = self.expected("user")
         self.assertEqual(48, len(expected))
@@ -158,14 +157,14 @@ class TestPages(SearchTestCase):
                 self.assertEqual(min(limit, 48), len(pages[0]))
 
     def test_last_page(self) -> None:
-        """A last page that happens to be full is the last."""
+        """A full last page has no next page."""
         for number in range(4):
             add_user(f"user{number}", f"user{number}@test.com", "test")
 
         self.assertEqual([["user0", "user1"], ["user2", "user3"]], list(self.walk("user", 2)))
 
     def test_name_of_two(self) -> None:
-        """A username that is somebody else's email makes no page end too early, or too late."""
+        """A username equal to another user's email ends no page too early or too late."""
         for name in ("a@b.c", "a@b.d"):
             add_user(f"x{name}", name, "test")
             add_user(name, f"x{name}", "test")
@@ -175,7 +174,7 @@ class TestPages(SearchTestCase):
             self.assertEqual(["a@b.c", "a@b.d", "xa@b.c", "xa@b.d"], found)
 
     def test_changes_between_pages(self) -> None:
-        """Who comes or goes between two pages makes nobody else appear twice or not at all."""
+        """Users who come or go between two pages make no other user appear twice or vanish."""
         for number in range(6):
             add_user(f"user{number}", f"user{number}@test.com", "test")
         pages = self.walk("user", 2)
@@ -189,7 +188,7 @@ class TestPages(SearchTestCase):
         self.assertEqual(["user0", "user1", "user2", "user3", "user5"], [*seen, *rest])
 
     def test_cursors(self) -> None:
-        """A cursor that no page of a search gave is refused, and so is one in the other list."""
+        """An invalid cursor is refused, and so is a cursor of the list of users."""
         add_user("user", "user@test.com", "test")
         add_user("user2", "user2@test.com", "test")
         own = self.search("user", limit=1).get_json()["data"]["next"]
@@ -197,13 +196,13 @@ class TestPages(SearchTestCase):
         bad = ["", "u", "e", "x", "uYQ", "xYQ==", "uYQ==x", "u!", "u////", "uAA==", "u%FF", "uYR=="]
         for cursor in [*bad, other, own.swapcase(), "u" + "YWFh" * 200]:
             with self.subTest(cursor):
-                data = self.assert_error(self.search("user", after=cursor), *INVALID_PAYLOAD)
+                data = self.assert_error(self.search("user", after=cursor), errors.InvalidPayload)
                 self.assertEqual({"after": "must be a cursor that a page gave"}, data["errors"])
-        data = self.assert_error(self.get(f"/users?after={own}"), *INVALID_PAYLOAD)
+        data = self.assert_error(self.get(f"/users?after={own}"), errors.InvalidPayload)
         self.assertEqual(["after"], list(data["errors"]))
 
     def test_far_cursors(self) -> None:
-        """A cursor of another search answers in good order."""
+        """A cursor of another search is accepted."""
         add_user("user", "other@test.com", "test")
         add_user("zebra", "zebra@test.com", "test")
         add_user("zoo", "zoo@test.com", "test")
@@ -213,7 +212,7 @@ class TestPages(SearchTestCase):
         self.assertEqual(["zoo"], self.names(self.search("z", after=late)))
 
     def test_index(self) -> None:
-        """Both names are read along an index, from where the page begins, and no further."""
+        """Both names are read by index, starting where the page begins and stopping at its end."""
         for number in range(3):
             add_user(f"user{number}", f"user{number}@test.com", "test")
         statements: list[tuple[str, Any]] = []
@@ -242,27 +241,26 @@ class TestPages(SearchTestCase):
 
 
 class TestAdmin(SearchTestCase):
-    """Who may search where the users API is not open, what they see, and what is told of it."""
+    """Searches while the users API is closed: who may, what is shown and what is recorded."""
 
     settings: ClassVar[dict[str, Any]] = {"USERS_API_OPEN": False, "TOKEN_EXPIRATION_SECONDS": 900}
 
     def setUp(self) -> None:
-        """Add an admin, who is logged in, and a user who is deactivated."""
+        """Add an admin with a session, and a deactivated user."""
         super().setUp()
         self.admin = add_user("admin", "admin@test.com", "test", admin=True)
         self.ada = add_user("ada", "ada@test.com", "test", active=False)
         self.token = start_session(self.admin).auth_token
 
     def test_who_may(self) -> None:
-        """Nobody but an admin."""
+        """Only an admin may search."""
         token = start_session(add_user("bob", "bob@test.com", "test")).auth_token
-        self.assert_error(self.get("/users?query=ada", token), *FORBIDDEN)
-        missing = 401, "Provide a valid auth token.", "token_missing"
-        self.assert_error(self.get("/users?query=ada"), *missing)
+        self.assert_error(self.get("/users?query=ada", token), errors.PermissionDenied)
+        self.assert_error(self.get("/users?query=ada"), errors.TokenMissing)
         self.assertEqual(["logged_in"] * 2, [row["kind"] for row in stored_events()])
 
     def test_privileges(self) -> None:
-        """An admin sees who is active and who an admin, in a search, the list and one by one."""
+        """An admin sees who is active and who is an admin, in every view of users."""
         expected = {"admin": (True, True), "ada": (False, False)}
         paths = ["/users", "/users?query=a", f"/users/{self.ada.id}", f"/users/{self.admin.id}"]
         for path in paths:
@@ -273,8 +271,8 @@ class TestAdmin(SearchTestCase):
                     shown = (user["active"], user["admin"])
                     self.assertEqual(expected[user["username"]], shown)
 
-    def test_others_see_none(self) -> None:
-        """A user who looks at themselves does not, nor does anybody where the API is open."""
+    def test_privileges_are_hidden(self) -> None:
+        """Users who look at themselves, and clients of an open API, do not see privileges."""
         bob = add_user("bob", "bob@test.com", "test")
         own = self.get(f"/users/{bob.id}", start_session(bob).auth_token)
         self.assertEqual(PUBLIC, set(own.get_json()["data"]))
@@ -284,8 +282,8 @@ class TestAdmin(SearchTestCase):
                 self.assertEqual(PUBLIC, set(user))
 
     def test_event(self) -> None:
-        """That an admin searched is told, with how many they were shown, and not for what."""
-        for query, users in (("a", 2), ("ada", 1), ("nobody", 0)):
+        """A search by an admin is recorded with the number of results, but not the query."""
+        for query, users in (("a", 2), ("ada", 1), ("unknown", 0)):
             self.search(query)
 
             newest = stored_events()[-1]
@@ -295,7 +293,7 @@ class TestAdmin(SearchTestCase):
             self.assertNotIn(query, [str(value) for value in newest.values()])
 
     def test_no_event(self) -> None:
-        """Where nobody knows who is asking nothing is told, and a list is none that is."""
+        """An anonymous search and a list are not recorded."""
         before = stored_events()
         self.get("/users", self.token)
         self.app.config["USERS_API_OPEN"] = True

@@ -1,4 +1,4 @@
-"""Sessions under any order of events, against a model that says which tokens live."""
+"""Sessions under random sequences of requests, compared with a model of which tokens live."""
 
 import tempfile
 from datetime import UTC, datetime, timedelta
@@ -19,10 +19,11 @@ from hypothesis.stateful import (
 from sqlalchemy import delete
 from werkzeug.test import TestResponse
 
-from project import accounts, db
-from project.api.models import User
+from project import db, errors
+from project.accounts import administration
+from project.models import User
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import ORIGIN
+from project.tests.rows import ORIGIN
 
 MINUTE, DAY = 60, 86_400  # seconds
 AUTH_LIFETIMES = st.sampled_from([15 * MINUTE, 30 * DAY, 40 * DAY])
@@ -31,24 +32,15 @@ SESSION_LIFETIME = 45 * DAY
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 NAMES = ["ann", "bob", "cho"]
-# What stands here twice comes twice as often.
+# A value that is listed twice is drawn twice as often.
 PASSWORDS = st.sampled_from(["one", "one", "two"])
-SECONDS = st.sampled_from([0, 0, 1, 9, 10, 11, 15 * MINUTE, 20 * DAY])
+SECONDS = st.sampled_from([0, 0, 1, 29, 30, 31, 15 * MINUTE, 20 * DAY])
 
-REFUSALS = {
-    "account_inactive": (401, "Something went wrong. Please contact us."),
-    "invalid_credentials": (404, "User does not exist."),
-    "refresh_reused": (401, "Invalid token. Please log in again."),
-    "session_ended": (401, "Invalid token. Please log in again."),
-    "session_not_found": (404, "Session does not exist."),
-    "token_expired": (401, "Signature expired. Please log in again."),
-    "token_invalid": (401, "Invalid token. Please log in again."),
-    "wrong_password": (400, "Current password is wrong."),
-}
+Refusal = type[errors.ServiceError]
 
 
 class Account:
-    """Somebody, as the model knows them."""
+    """A user in the model."""
 
     def __init__(self, password: str) -> None:
         self.password = password
@@ -56,7 +48,7 @@ class Account:
 
 
 class Session:
-    """A session, as the model knows it; moments are seconds since EPOCH."""
+    """A session in the model; times are seconds since EPOCH."""
 
     def __init__(self, number: int, account: Account, now: int) -> None:
         self.number = number
@@ -76,18 +68,18 @@ class Token(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What a session gave at once."""
+    """The token pair of one generation of a session."""
 
     auth: Token
     refresh: Token
 
     def __repr__(self) -> str:
-        """Say which one it is, for the report of a failure."""
+        """Name the pair in the report of a failure."""
         return f"<pair {self.auth.generation} of session {self.auth.session.number}>"
 
 
 class Model:
-    """Who has which sessions, and what is refused: by the code in the answer, or None."""
+    """The accounts and sessions, and which error each request should get, or None."""
 
     def __init__(self, lifetime: int) -> None:
         self.now = 0
@@ -96,49 +88,49 @@ class Model:
         self.sessions: list[Session] = []
 
     def register(self, name: str, password: str) -> None:
-        """Add an account, and its first session."""
+        """Add an account with its first session."""
         self.accounts[name] = Account(password)
         self.log_in(name, password)
 
-    def log_in(self, name: str, password: str) -> str | None:
+    def log_in(self, name: str, password: str) -> Refusal | None:
         """Add a session."""
         account = self.accounts.get(name)
         if account is None or account.password != password:
-            return "invalid_credentials"
+            return errors.InvalidCredentials
         if not account.active:
-            return "account_inactive"
+            return errors.AccountInactive
         self.sessions.append(Session(len(self.sessions), account, self.now))
         return None
 
-    def refuse(self, token: Token) -> str | None:
-        """Tell whether a token of the right kind lives."""
+    def refuse(self, token: Token) -> Refusal | None:
+        """Return why a token of the right kind is refused, or None."""
         if token.expires <= self.now:
-            return "token_expired"
+            return errors.TokenExpired
         if not token.session.account.active:
-            return "account_inactive"
-        return "session_ended" if token.session.ended else None
+            return errors.AccountInactive
+        return errors.SessionEnded if token.session.ended else None
 
-    def refresh(self, token: Token) -> str | None:
-        """Move the session on, or end it when the token was used more than 10 seconds ago."""
+    def refresh(self, token: Token) -> Refusal | None:
+        """Rotate the session, or end it when the token was used more than 30 seconds ago."""
         session = token.session
         if refused := self.refuse(token):
             return refused
         if token.generation == session.generation:
             session.generation += 1
             session.refreshed = self.now
-        elif token.generation < session.generation - 1 or self.now - session.refreshed > 10:
+        elif token.generation < session.generation - 1 or self.now - session.refreshed > 30:
             session.ended = True
-            return "refresh_reused"
+            return errors.RefreshReused
         return None
 
     def expiries(self, session: Session) -> tuple[int, int]:
-        """Return until when the newest auth token and the newest refresh token are good."""
+        """Return when the newest auth token and the newest refresh token expire."""
         last = session.began + SESSION_LIFETIME
         at = session.refreshed
         return min(at + self.auth_lifetime, last), min(at + REFRESH_LIFETIME, last)
 
     def live(self, account: Account) -> list[Session]:
-        """Return the sessions of an account that have a token which lives, the newest first."""
+        """Return the sessions of an account with a token that lives, the newest first."""
         return [
             session
             for session in reversed(self.sessions)
@@ -148,14 +140,14 @@ class Model:
         ]
 
     def end(self, account: Account, but: Session | None = None) -> None:
-        """End the sessions of an account, all or all but one."""
+        """End all sessions of an account, or all but one."""
         for session in self.sessions:
             if session.account is account and session is not but:
                 session.ended = True
 
 
 def pairs_of(machine: "SessionMachine") -> st.SearchStrategy[Pair]:
-    """Give any pair that was ever given, and more often one of a session that lives."""
+    """Draw from the issued pairs, more often from those of living sessions."""
     given = list(machine.given.values())
     recent = [
         pair
@@ -178,7 +170,7 @@ class SessionMachine(RuleBasedStateMachine):
         super().__init__()
         self.test = test
         self.given: dict[tuple[Session, int], Pair] = {}
-        self.turn = 0
+        self.checks = 0
         db.session.execute(delete(User))
         db.session.commit()
         patcher = mock.patch("project.clock.utcnow", return_value=EPOCH)
@@ -187,7 +179,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @initialize(lifetime=AUTH_LIFETIMES)
     def begin(self, lifetime: int) -> None:
-        """Begin with two users, three sessions, and auth tokens of some lifetime."""
+        """Start with two users, three sessions, and one of the lifetimes of auth tokens."""
         self.model = Model(lifetime)
         self.test.app.config["TOKEN_EXPIRATION_SECONDS"] = lifetime
         self.register("one")
@@ -195,27 +187,27 @@ class SessionMachine(RuleBasedStateMachine):
         self.log_in(NAMES[0], "one")
 
     def session_id(self, session: Session) -> str:
-        """Return the id of a session, which its tokens carry."""
+        """Return the ID of a session, read from its first token."""
         text = self.given[session, 0].auth.text
         return str(jwt.decode(text, options={"verify_signature": False})["sid"])
 
     def post(self, path: str, body: object = None, token: Token | None = None) -> TestResponse:
-        """Return the answer to a POST."""
+        """Return the response to a POST."""
         headers = bearer(token.text) if token else {}
         return self.test.client.post(path, json=body, headers=headers)
 
     def check(
-        self, response: TestResponse, refused: str | None = None, status: int = 200
+        self, response: TestResponse, refused: Refusal | None = None, status: int = 200
     ) -> dict[str, Any]:
-        """Check an answer against the model's, and return it."""
+        """Compare a response with the model's, and return its body."""
         if refused:
-            return self.test.assert_error(response, *REFUSALS[refused], refused)
+            return self.test.assert_error(response, refused)
         self.test.assertEqual(status, response.status_code, response.get_data(as_text=True))
         answer: dict[str, Any] = response.get_json()
         return answer
 
     def take(self, answer: dict[str, Any], session: Session) -> None:
-        """Check that these are the present tokens of a session, each of its kind alone."""
+        """Check the issued tokens of a session, and that neither serves as the other kind."""
         expires = self.model.expiries(session)
         self.test.assertEqual(expires[0] - self.model.now, answer["expires_in"])
         number = session.generation
@@ -226,17 +218,17 @@ class SessionMachine(RuleBasedStateMachine):
         known = self.given.setdefault((session, number), pair)
         self.test.assertEqual(known, pair)
         if known is pair:
-            self.check(self.test.get("/auth/status", pair.refresh.text), "token_invalid")
-            self.check(self.refreshed(pair.auth), "token_invalid")
+            self.check(self.test.get("/auth/status", pair.refresh.text), errors.TokenInvalid)
+            self.check(self.refreshed(pair.auth), errors.TokenInvalid)
 
     def refreshed(self, token: Token) -> TestResponse:
-        """Return the answer to a token where a refresh token belongs."""
+        """Return the response to a token sent as a refresh token."""
         return self.post("/auth/refresh", {"refresh_token": token.text})
 
     @precondition(lambda self: len(self.model.accounts) < len(NAMES))
     @rule(password=PASSWORDS)
     def register(self, password: str) -> None:
-        """Somebody registers."""
+        """Register a user."""
         name = NAMES[len(self.model.accounts)]
         self.model.register(name, password)
         body = {"username": name, "email": f"{name}@test.com", "password": password}
@@ -246,7 +238,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(name=ACCOUNTS, password=PASSWORDS)
     def log_in(self, name: str, password: str) -> None:
-        """Somebody logs in, with whatever password."""
+        """Log a user in with a right or wrong password."""
         refused = self.model.log_in(name, password)
         response = self.post("/auth/login", {"email": f"{name}@test.com", "password": password})
         answer = self.check(response, refused)
@@ -255,7 +247,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(pair=PAIRS, seconds=SECONDS)
     def refresh(self, pair: Pair, seconds: int) -> None:
-        """Any refresh token comes, for the first time or again, at once or later."""
+        """Send any refresh token, used or not, after some time."""
         self.wait(seconds)
         refused = self.model.refresh(pair.refresh)
         response = self.refreshed(pair.refresh)
@@ -263,15 +255,15 @@ class SessionMachine(RuleBasedStateMachine):
         if not refused:
             self.take(answer, pair.refresh.session)
 
-    @rule(pair=PAIRS, seconds=st.sampled_from([0, 1, 9, 10, 11]))
+    @rule(pair=PAIRS, seconds=st.sampled_from([0, 1, 29, 30, 31]))
     def replay(self, pair: Pair, seconds: int) -> None:
-        """Any refresh token comes, and soon again."""
+        """Send any refresh token twice within seconds."""
         self.refresh(pair, 0)
         self.refresh(pair, seconds)
 
     @rule(pair=PAIRS, scope=st.sampled_from(["", "?scope=others", "?scope=all"]))
     def log_out(self, pair: Pair, scope: str) -> None:
-        """Somebody logs out, here or elsewhere or everywhere."""
+        """Log out of this session, the others or all."""
         session = pair.auth.session
         refused = self.model.refuse(pair.auth)
         self.check(self.post(f"/auth/logout{scope}", token=pair.auth), refused)
@@ -282,11 +274,11 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(pair=PAIRS, other=PAIRS)
     def end_session(self, pair: Pair, other: Pair) -> None:
-        """Somebody ends one session, their own or another's."""
+        """Try to end a session, the caller's own or another user's."""
         session = other.auth.session
         refused = self.model.refuse(pair.auth)
         if not refused and session not in self.model.live(pair.auth.session.account):
-            refused = "session_not_found"
+            refused = errors.SessionNotFound
         path = f"/auth/sessions/{self.session_id(session)}"
         response = self.test.client.delete(path, headers=bearer(pair.auth.text))
         self.check(response, refused)
@@ -294,11 +286,11 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(pair=PAIRS, current=PASSWORDS, new=PASSWORDS, keep=st.booleans())
     def change_password(self, pair: Pair, current: str, new: str, keep: bool) -> None:
-        """Somebody changes their password, or tries to."""
+        """Try to change a password."""
         session = pair.auth.session
         refused = self.model.refuse(pair.auth)
         if not refused and current != session.account.password:
-            refused = "wrong_password"
+            refused = errors.WrongPassword
         body = {"current_password": current, "new_password": new, "keep_sessions": keep}
         self.check(self.post("/auth/password", body, pair.auth), refused)
         if not refused:
@@ -308,29 +300,29 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(name=ACCOUNTS, active=st.booleans())
     def set_active(self, name: str, active: bool) -> None:
-        """Somebody is deactivated, or activated."""
+        """Deactivate or activate a user, as an operator does."""
         account = self.model.accounts[name]
-        accounts.set_active(f"{name}@test.com", active, ORIGIN)
+        administration.set_active(f"{name}@test.com", active, ORIGIN)
         db.session.commit()
         account.active = active
         self.model.end(account)
 
     @rule(seconds=SECONDS)
     def wait(self, seconds: int) -> None:
-        """Time goes by."""
+        """Let time pass."""
         self.model.now += seconds
         self.clock.return_value = EPOCH + timedelta(seconds=self.model.now)
 
     @invariant()
     def agree_on_tokens(self) -> None:
-        """Of all auth tokens ever given each in its turn lives or not."""
-        self.turn += 1
-        token = list(self.given.values())[self.turn % len(self.given)].auth
+        """Check that an issued auth token, another each time, lives or not as in the model."""
+        self.checks += 1
+        token = list(self.given.values())[self.checks % len(self.given)].auth
         self.check(self.test.get("/auth/status", token.text), self.model.refuse(token))
 
     @invariant()
     def agree_on_sessions(self) -> None:
-        """Whoever has a token that lives sees all of their sessions that do, and no others."""
+        """Check that each user with a valid token sees exactly their living sessions."""
         callers = {
             pair.auth.session.account: pair
             for pair in self.given.values()
@@ -355,7 +347,7 @@ class TestSessionMachine(BaseTestCase):
     }
 
     def setUp(self) -> None:
-        """Let Hypothesis keep its files outside the repository."""
+        """Keep Hypothesis' files outside of the repository."""
         super().setUp()
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -363,7 +355,7 @@ class TestSessionMachine(BaseTestCase):
         self.addCleanup(configuration.set_hypothesis_home_dir, None)
 
     def test_agrees_with_the_model(self) -> None:
-        """At every moment those tokens live, and no others, that the model says."""
+        """At any time the valid tokens are always exactly those of the model."""
         run_state_machine_as_test(
             lambda: SessionMachine(self),  # type: ignore[arg-type]  # what makes one will do
             settings=settings(

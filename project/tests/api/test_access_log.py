@@ -1,4 +1,4 @@
-"""What every answer carries and leaves behind: the id of its request, and a line in the log."""
+"""The request ID of every response, and the line that every request leaves in the access log."""
 
 import io
 import json
@@ -9,22 +9,22 @@ from urllib.parse import quote
 import structlog
 from sqlalchemy import text
 
-from project import logs
+from project.lib import logs
 from project.tests.base import BaseTestCase, bearer
-from project.tests.test_logs import written
-from project.tests.utils import add_user, stored_events, stored_users
+from project.tests.lib.log_capture import captured_log
+from project.tests.rows import add_user, stored_events, stored_users
 
-SANE = ("req-1", "0af7651916cd43dd8448eb211c80319c", "a.b_c=d+e/f:g-h", "x" * 64)
-ODD = ("", " ", "a b", "x" * 65, "ä", '"', "a,b", "{}", "<b>", "a;b", "%0a")
-MADE = r"\A[0-9a-f]{32}\Z"
+VALID = ("req-1", "0af7651916cd43dd8448eb211c80319c", "a.b_c=d+e/f:g-h", "x" * 64)
+INVALID = ("", " ", "a b", "x" * 65, "ä", '"', "a,b", "{}", "<b>", "a;b", "%0a")
+GENERATED = r"\A[0-9a-f]{32}\Z"
 
 
 class TestRequestId(BaseTestCase):
-    """X-Request-ID: the client's or the proxy's own, or one that is made."""
+    """X-Request-ID: taken from the client or the proxy, or made by the service."""
 
     def test_given_back(self) -> None:
-        """A sane id comes back as it was sent, a good answer or not."""
-        for name in SANE:
+        """A valid ID is returned as it was sent, whatever the status."""
+        for name in VALID:
             for path in ("/ping", "/nothing", "/auth/status", "/docs", "/docs/openapi.json"):
                 with self.subTest(name, path=path):
                     response = self.client.get(path, headers={"X-Request-ID": name})
@@ -32,29 +32,29 @@ class TestRequestId(BaseTestCase):
                     self.assertEqual([name], response.headers.getlist("X-Request-ID"))
 
     def test_made(self) -> None:
-        """Without a sane one every answer has an id of its own."""
+        """Without a valid ID every response has a new one."""
         made = set()
-        for name in ODD:
+        for name in INVALID:
             with self.subTest(name):
                 response = self.client.get("/ping", headers={"X-Request-ID": name})
 
-                self.assertRegex(response.headers["X-Request-ID"], MADE)
+                self.assertRegex(response.headers["X-Request-ID"], GENERATED)
                 made.add(response.headers["X-Request-ID"])
         for method in ("HEAD", "OPTIONS", "PUT", "PROPFIND"):
             response = self.client.open("/users", method=method)
             made.add(response.headers["X-Request-ID"])
 
-        self.assertEqual(len(ODD) + 4, len(made))
+        self.assertEqual(len(INVALID) + 4, len(made))
 
     def test_failures(self) -> None:
-        """The body of every 5xx has it too, and no other body."""
-        with mock.patch("project.accounts.find", side_effect=RuntimeError):
+        """The body of every 5xx has the ID too, and no other body has."""
+        with mock.patch("project.accounts.directory.find", side_effect=RuntimeError):
             fault = self.get("/users/1")
-        gate = self.app.extensions["password_gate"]
+        pool = self.app.extensions["hashing_pool"]
         places = self.app.config["GRANIAN_BLOCKING_THREADS"] // 2
         with self.app.app_context():
             for _ in range(places):
-                gate.enter()
+                pool.enter()
             busy = self.login()
         missing = self.get("/nothing")
 
@@ -63,15 +63,15 @@ class TestRequestId(BaseTestCase):
             self.assertEqual(failure.headers["X-Request-ID"], failure.get_json()["request_id"])
         self.assertNotIn("request_id", missing.get_json())
 
-    def test_fault_outside_of_any_view(self) -> None:
-        """Whatever fails on the way out, the answer and its line have the id."""
+    def test_error_outside_of_any_view(self) -> None:
+        """An error after the view leaves a response and log lines with the ID."""
 
         def fail(_: object) -> None:
             raise RuntimeError
 
         self.app.after_request(fail)
         self.app.config["PROPAGATE_EXCEPTIONS"] = False
-        with written(readable=False) as lines:
+        with captured_log(readable=False) as lines:
             response = self.client.get("/ping", headers={"X-Request-ID": "req-1"})
 
         self.assertEqual(500, response.status_code)
@@ -83,16 +83,16 @@ class TestRequestId(BaseTestCase):
 
 
 class TestLine(BaseTestCase):
-    """The line that a request leaves."""
+    """The line that a request leaves in the access log."""
 
     def lines(self, path: str, method: str = "GET", **more: Any) -> list[dict[str, Any]]:
-        """Make a request, and return what production's log says of it."""
-        with written(readable=False) as lines:
+        """Send a request, and return the lines of production's log."""
+        with captured_log(readable=False) as lines:
             self.client.open(path, method=method, **more)
         return [json.loads(line) for line in lines.getvalue().splitlines()]
 
     def line(self, path: str, method: str = "GET", **more: Any) -> dict[str, Any]:
-        """Make a request that leaves a single line, and return that."""
+        """Send a request that leaves one line, and return it."""
         (line,) = self.lines(path, method, **more)
         self.assertEqual(("request", "info"), (line.pop("event"), line.pop("level")))
         self.assertRegex(line.pop("timestamp"), r"\A[0-9T:.-]+Z\Z")
@@ -100,7 +100,7 @@ class TestLine(BaseTestCase):
         return line
 
     def test_good(self) -> None:
-        """It says what was asked, by whom and from where, and what was answered."""
+        """A line has the method, path, route, status, address, user and request ID."""
         token = self.register()
         user = add_user("other", "other@test.com", "test")
         headers = bearer(token) | {"X-Request-ID": "req-1"}
@@ -119,7 +119,7 @@ class TestLine(BaseTestCase):
         )
 
     def test_refused(self) -> None:
-        """A refusal is named by its code; what is no route has none."""
+        """A refusal has its code; an unknown path has no route."""
         for path, method, route, status, code in (
             ("/users/x", "GET", "/users/<user_id>", 404, "user_not_found"),
             ("/nothing", "GET", None, 404, "not_found"),
@@ -131,14 +131,14 @@ class TestLine(BaseTestCase):
 
                 found = [line.get(name) for name in ("path", "route", "status", "code")]
                 self.assertEqual([path, route, status, code], found)
-                self.assertRegex(line["request_id"], MADE)
+                self.assertRegex(line["request_id"], GENERATED)
                 self.assertNotIn("user_id", line)
 
     def test_one_id(self) -> None:
-        """What happened in a request, its fault and its end have the same id."""
+        """All log lines of one request have the same request ID."""
         user = {"username": "test", "email": "test@test.com", "password": "test"}
         happened = self.lines("/auth/register", "POST", json=user)
-        with mock.patch("project.accounts.find", side_effect=RuntimeError):
+        with mock.patch("project.accounts.directory.find", side_effect=RuntimeError):
             failed = self.lines("/users/1")
 
         self.assertEqual(["registered", "request"], [line["event"] for line in happened])
@@ -148,14 +148,14 @@ class TestLine(BaseTestCase):
         self.assertEqual(happened[0]["request_id"], stored_events()[0]["request_id"])
 
     def test_path(self) -> None:
-        """A path is cut where it is long, and a token in it is not shown."""
+        """A long path is truncated, and a token in it is replaced."""
         token = self.register()
 
         self.assertEqual("/users/[secret]", self.line(f"/users/{token}")["path"])
         self.assertEqual(256, len(self.line("/" + "x" * 5000)["path"]))
 
     def test_secrets(self) -> None:
-        """A hash in a path is not shown, nor a token whose dots were encoded."""
+        """A hash or an encoded token in a path or request ID is not logged."""
         token = self.register()
         hashed = stored_users()[0]["password"]
 
@@ -164,20 +164,20 @@ class TestLine(BaseTestCase):
         self.assertEqual("/users/[secret]", self.line(f"/users/{twice}")["path"])
         short = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"
         line = self.line("/ping", headers={"X-Request-ID": short})
-        self.assertRegex(line["request_id"], MADE)
+        self.assertRegex(line["request_id"], GENERATED)
 
     def test_made_up_methods(self) -> None:
-        """What is no method of HTTP's is not shown, however long."""
+        """A method that HTTP does not define is logged as "other"."""
         for method in ("PROPFIND", "M" * 30_000):
             with self.subTest(method[:10]):
                 self.assertEqual("other", self.line("/ping", method)["method"])
 
     def test_length(self) -> None:
-        """A line is never longer than what a pipe keeps together, and still JSON."""
+        """A line stays below the size that a pipe writes at once, and is still JSON."""
         path = quote("/users/" + "\N{GRINNING FACE}" * 3_000)
         agent = {"HTTP_USER_AGENT": "\N{GRINNING FACE}".encode().decode("latin-1") * 3_000}
         body = {"email": "a@b.c", "password": "x"}
-        with written(readable=False) as lines:
+        with captured_log(readable=False) as lines:
             self.client.get(path)
             self.client.post("/auth/login", json=body, environ_overrides=agent)
             structlog.get_logger().error(
@@ -191,8 +191,8 @@ class TestLine(BaseTestCase):
         self.assertRegex(json.loads(logged[-1])["stack"], r"\Afirstx* \.\.\. .*xlast\Z")
 
     def test_readable(self) -> None:
-        """In development it is a line too."""
-        with written(readable=True) as lines:
+        """In development the line is readable."""
+        with captured_log(readable=True) as lines:
             self.get("/ping")
 
         (line,) = lines.getvalue().splitlines()
@@ -200,8 +200,11 @@ class TestLine(BaseTestCase):
             self.assertIn(word, line)
 
     def test_database_unavailable(self) -> None:
-        """What is logged below the views has the id too."""
-        with written(readable=False) as lines, mock.patch("project.accounts.find", broken):
+        """Lines logged below the views have the request ID too."""
+        with (
+            captured_log(readable=False) as lines,
+            mock.patch("project.accounts.directory.find", broken),
+        ):
             response = self.get("/users/1")
 
         logged = [json.loads(line) for line in lines.getvalue().splitlines()]
@@ -211,17 +214,17 @@ class TestLine(BaseTestCase):
 
 
 def broken(*_: object, **__: object) -> None:
-    """Ask the database for what it has not."""
+    """Send a statement that the database refuses."""
     from project.extensions import db
 
     db.session.execute(text("SELECT nothing FROM nowhere"))
 
 
-class TestOutput(BaseTestCase):
-    """A log that nobody takes."""
+class TestBrokenOutput(BaseTestCase):
+    """A log that can't be written."""
 
     def test_broken(self) -> None:
-        """A request is answered also where its line cannot be written."""
+        """A request is answered even when its line can't be written."""
 
         class Broken(io.StringIO):
             def write(self, _: str) -> int:
@@ -237,7 +240,6 @@ class TestOutput(BaseTestCase):
             output.flush()
         self.addCleanup(logs.configure, readable=True)
         logs.configure(readable=False, file=Broken())
-        with mock.patch("project.api.access.log", structlog.get_logger()):
-            self.assertEqual(200, self.get("/ping").status_code)
+        self.assertEqual(200, self.get("/ping").status_code)
 
         self.assertEqual(["write"], attempts)

@@ -1,4 +1,4 @@
-"""Browsers: the headers of every answer, CORS, and https alone."""
+"""Headers for browsers: security headers, CORS, and HTTPS only."""
 
 import os
 import secrets
@@ -8,11 +8,11 @@ from unittest import mock
 
 from werkzeug.test import TestResponse
 
-from project import create_app
+from project import create_app, errors
 from project.tests import scratch
 from project.tests.base import BaseTestCase
-from project.tests.test_contract_answers import AnswersTestCase
-from project.tests.utils import stored_sessions, stored_users
+from project.tests.contract.cases import ResponsesTestCase
+from project.tests.rows import stored_sessions, stored_users
 
 APP = "https://app.example"
 LOCAL = "http://localhost:3000"
@@ -20,27 +20,29 @@ HSTS = "max-age=63072000; includeSubDomains"
 USER = {"username": "test", "email": "test@test.com", "password": "test"}
 ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 
-EXPOSED = "WWW-Authenticate, Retry-After, Link, X-Request-ID"
+EXPOSED = (
+    "WWW-Authenticate, Retry-After, Link, X-Request-ID, Location, ETag, RateLimit, RateLimit-Policy"
+)
 
 
 class BrowserTestCase(BaseTestCase):
-    """A test of a service that was started in an environment of its own."""
+    """A test of an application that was created with these environment variables."""
 
     environment: ClassVar[dict[str, str]] = {}
 
     def setUp(self) -> None:
-        """Make the application in that environment."""
+        """Create the application with them."""
         with mock.patch.dict(os.environ, self.environment):
             super().setUp()
 
     def preflight(self, path: str, origin: str = APP, method: str = "POST") -> TestResponse:
-        """Return the answer to what a browser asks before a page's request."""
+        """Return the response to a preflight request."""
         headers = {"Origin": origin, "Access-Control-Request-Method": method}
         headers["Access-Control-Request-Headers"] = "authorization,content-type"
         return self.client.options(path, headers=headers)
 
     def cors(self, response: TestResponse) -> dict[str, str]:
-        """Return what an answer says of CORS."""
+        """Return the CORS headers of a response."""
         return {
             name: value
             for name, value in response.headers.items()
@@ -48,12 +50,12 @@ class BrowserTestCase(BaseTestCase):
         }
 
 
-class TestEveryAnswer(AnswersTestCase):
-    """As it is when nothing is set."""
+class TestDefaultHeaders(ResponsesTestCase):
+    """The default settings."""
 
     def test_safe_headers(self) -> None:
-        """No answer is stored, sniffed, framed, embedded or run, or gives away where one was."""
-        for name, response in self.every_answer():
+        """Every response forbids storing, sniffing, framing, embedding, scripts and referrers."""
+        for name, response in self.every_response():
             with self.subTest(name):
                 for header, value in {
                     "Cache-Control": "no-store",
@@ -65,22 +67,22 @@ class TestEveryAnswer(AnswersTestCase):
                     self.assertEqual([value], response.headers.getlist(header))
 
     def test_nothing_else(self) -> None:
-        """No page of another origin may read, nothing demands https, no cookie is set."""
+        """No response allows CORS, demands HTTPS or sets a cookie."""
         self.client.environ_base["HTTP_ORIGIN"] = APP
-        for name, response in self.every_answer():
+        for name, response in self.every_response():
             with self.subTest(name):
                 headers = str(response.headers)
                 for absent in ("Access-Control-", "Vary", "Strict-Transport", "Set-Cookie"):
                     self.assertNotIn(absent, headers)
 
-    def test_costs_nothing(self) -> None:
-        """What is not asked for is not hooked in."""
+    def test_no_unused_hooks(self) -> None:
+        """Features that are off add no hooks to a request."""
         self.assertEqual({}, self.app.after_request_funcs)
-        self.assertEqual(["speak_first"], [f.__name__ for f in self.app.before_request_funcs[None]])
+        self.assertEqual(["run_guards"], [f.__name__ for f in self.app.before_request_funcs[None]])
 
 
-class TestEveryAnswerToAPage(BrowserTestCase, AnswersTestCase):
-    """Pages of one origin, over https, behind a proxy."""
+class TestHeadersForAllowedOrigin(BrowserTestCase, ResponsesTestCase):
+    """Requests of a page with an allowed origin, over HTTPS, behind a proxy."""
 
     environment: ClassVar[dict[str, str]] = {
         "CORS_ORIGINS": APP,
@@ -89,13 +91,13 @@ class TestEveryAnswerToAPage(BrowserTestCase, AnswersTestCase):
     }
 
     def setUp(self) -> None:
-        """Let every request be a page's."""
+        """Send every request as a page would."""
         super().setUp()
         self.client.environ_base |= {"HTTP_ORIGIN": APP, "HTTP_X_FORWARDED_PROTO": "https"}
 
     def test_headers(self) -> None:
-        """Refusals and faults of every status can be read as success can."""
-        answers = self.every_answer()
+        """Errors of every status can be read by the page, as successes can."""
+        answers = self.every_response()
 
         seen = {response.status_code for _, response in answers}
         self.assertLessEqual({200, 201, 400, 401, 403, 404, 405, 413, 500, 503}, seen)
@@ -113,20 +115,20 @@ class TestEveryAnswerToAPage(BrowserTestCase, AnswersTestCase):
 
 
 class TestOrigins(BrowserTestCase):
-    """CORS for the pages of two origins."""
+    """CORS with two allowed origins."""
 
     environment: ClassVar[dict[str, str]] = {"CORS_ORIGINS": f"{APP}, {LOCAL}"}
 
     def test_each_origin(self) -> None:
-        """An origin that is named is told its own name, and no other."""
+        """An allowed origin is returned as the only allowed one."""
         for origin in (APP, LOCAL):
             with self.subTest(origin):
                 response = self.client.get("/ping", headers={"Origin": origin})
 
                 self.assertEqual([origin], response.headers.getlist(ALLOW_ORIGIN))
 
-    def test_others(self) -> None:
-        """An origin that only looks like one of them gets an answer that its page cannot read."""
+    def test_other_origins(self) -> None:
+        """A page whose origin only resembles an allowed one can't read the response."""
         for origin in (
             "http://app.example",
             "https://app.example:8443",
@@ -153,14 +155,14 @@ class TestOrigins(BrowserTestCase):
                     self.assertEqual("Origin", response.headers["Vary"])
 
     def test_no_origin(self) -> None:
-        """Programs are answered as ever; a cache is told that pages are answered otherwise."""
+        """A request without an Origin has no CORS headers, but Vary: Origin."""
         response = self.client.get("/ping")
 
         self.assertEqual({}, self.cors(response))
         self.assertEqual("Origin", response.headers["Vary"])
 
     def test_preflight(self) -> None:
-        """Any path may be asked about, without a token: also one whose 404 a page is to read."""
+        """A preflight needs no token, and is allowed for any path, also an unknown one."""
         for path in ("/ping", "/auth/login", "/auth/status", "/users/1", "/nothing", "/users/1/2"):
             for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
                 with self.subTest(path, method=method):
@@ -173,13 +175,15 @@ class TestOrigins(BrowserTestCase):
                         "GET, POST, PUT, PATCH, DELETE", cors["Access-Control-Allow-Methods"]
                     )
                     self.assertEqual(
-                        "Authorization, Content-Type", cors["Access-Control-Allow-Headers"]
+                        "Authorization, Content-Type, If-Match, traceparent, X-Request-ID,"
+                        " X-Requested-With",
+                        cors["Access-Control-Allow-Headers"],
                     )
                     self.assertEqual("600", cors["Access-Control-Max-Age"])
                     self.assertEqual("Origin", response.headers["Vary"])
 
     def test_no_credentials(self) -> None:
-        """No cookie goes with a page's request: only what the page itself sends."""
+        """Credentials are not allowed, and no cookie is set."""
         for response in (
             self.preflight("/auth/login"),
             self.client.post("/auth/register", json=USER, headers={"Origin": APP}),
@@ -188,14 +192,14 @@ class TestOrigins(BrowserTestCase):
             self.assertNotIn("Set-Cookie", response.headers)
 
     def test_options_without_preflight(self) -> None:
-        """OPTIONS that is no page's question says as ever which methods there are."""
+        """OPTIONS without an Origin lists the allowed methods."""
         response = self.client.options("/auth/login")
 
         self.assertEqual(200, response.status_code)
         self.assertEqual({"POST", "OPTIONS"}, set(response.headers["Allow"].split(", ")))
 
-    def test_a_page_logs_in(self) -> None:
-        """From a page: asking, registering, and being told who one is."""
+    def test_registration_from_a_page(self) -> None:
+        """A page can send preflights, register, and ask for its status."""
         self.assertEqual(204, self.preflight("/auth/register").status_code)
         page = {"Origin": APP}
         registered = self.client.post("/auth/register", json=USER, headers=page)
@@ -209,12 +213,12 @@ class TestOrigins(BrowserTestCase):
 
 
 class TestAnyOrigin(BrowserTestCase):
-    """CORS for all, outside production."""
+    """CORS for any origin, outside of production."""
 
     environment: ClassVar[dict[str, str]] = {"CORS_ORIGINS": "*"}
 
     def test_any(self) -> None:
-        """Every page may read, and the answer is the same for all."""
+        """Every page may read the response, which is the same for all."""
         for origin in (APP, "null"):
             for response in (
                 self.client.get("/nothing", headers={"Origin": origin}),
@@ -226,10 +230,10 @@ class TestAnyOrigin(BrowserTestCase):
 
 
 class TestNoDatabase(unittest.TestCase):
-    """Production, with a database that is away."""
+    """Production, with an unavailable database."""
 
     def test_preflight(self) -> None:
-        """A preflight asks the database nothing, and a page can read that it is away."""
+        """A preflight needs no database, and a page can read the 503."""
         environment = scratch.settings(
             SECRET_KEY=secrets.token_hex(32),
             DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing",
@@ -248,19 +252,19 @@ class TestNoDatabase(unittest.TestCase):
             self.assertEqual(APP, response.headers[ALLOW_ORIGIN])
 
 
-class TestHttpsAlone(BrowserTestCase):
-    """FORCE_HTTPS, with nobody in front."""
+class TestHttpsOnly(BrowserTestCase):
+    """FORCE_HTTPS without a proxy."""
 
     environment: ClassVar[dict[str, str]] = {"FORCE_HTTPS": "1", "CORS_ORIGINS": APP}
 
     def assert_refused(self, response: TestResponse) -> None:
-        """Check that a request was refused for coming in the clear."""
-        self.assert_error(response, 403, "Please use https.", "https_required")
+        """Check that a request was refused because it came over plain HTTP."""
+        self.assert_error(response, errors.HttpsRequired)
         self.assertEqual(HSTS, response.headers["Strict-Transport-Security"])
         self.assertNotIn("Location", response.headers)
 
     def test_plain_http(self) -> None:
-        """What comes in the clear is refused before a body or a token is looked at."""
+        """Plain HTTP is refused before a body or a token is read."""
         self.assert_refused(self.client.post("/auth/register", json=USER))
         self.assert_refused(self.client.post("/auth/register", data=b"{"))
         self.assert_refused(self.client.post("/ping/"))
@@ -272,8 +276,8 @@ class TestHttpsAlone(BrowserTestCase):
                 self.assert_refused(self.get(path, "token"))
         self.assertEqual([], stored_users())
 
-    def test_headers_are_not_believed(self) -> None:
-        """Without a trusted proxy no header makes a request one that came by https."""
+    def test_headers_are_not_trusted(self) -> None:
+        """Without a trusted proxy no header turns a request into HTTPS."""
         for header, value in {
             "X-Forwarded-Proto": "https",
             "X-Forwarded-Ssl": "on",
@@ -284,7 +288,7 @@ class TestHttpsAlone(BrowserTestCase):
                 self.assert_refused(self.client.get("/users", headers={header: value}))
 
     def test_health(self) -> None:
-        """Who only asks how the service is may ask in the clear, and nothing beside that."""
+        """Ping and health accept plain HTTP, and no other path does."""
         for path in ("/ping", "/health/live", "/health/ready"):
             with self.subTest(path):
                 response = self.get(path)
@@ -295,7 +299,7 @@ class TestHttpsAlone(BrowserTestCase):
         self.assert_refused(self.get("/health"))
 
     def test_https(self) -> None:
-        """What comes by https is answered as ever."""
+        """A request over HTTPS is accepted."""
         response = self.client.post("/auth/register", json=USER, base_url="https://localhost")
 
         self.assertEqual(201, response.status_code)
@@ -304,17 +308,17 @@ class TestHttpsAlone(BrowserTestCase):
 
 
 class TestHttpsBehindProxies(BrowserTestCase):
-    """FORCE_HTTPS, behind two proxies."""
+    """FORCE_HTTPS behind two proxies."""
 
     environment: ClassVar[dict[str, str]] = {"FORCE_HTTPS": "1", "TRUSTED_PROXIES": "2"}
 
     def status(self, proto: str | None, base_url: str = "http://localhost") -> int:
-        """Return the status of the answer to a request with this X-Forwarded-Proto."""
+        """Return the status of a response to this X-Forwarded-Proto."""
         headers = {} if proto is None else {"X-Forwarded-Proto": proto}
         return self.client.get("/users", headers=headers, base_url=base_url).status_code
 
     def test_scheme(self) -> None:
-        """The outermost of the proxies that speak says how the client came."""
+        """The entry of the outermost trusted proxy is the client's scheme."""
         for proto in ("https", "HTTPS", " https ", "https, http", "http, https, http"):
             with self.subTest(proto):
                 self.assertEqual(200, self.status(proto))
@@ -324,6 +328,6 @@ class TestHttpsBehindProxies(BrowserTestCase):
                 self.assertEqual(403, self.status(proto))
 
     def test_the_proxies_own_scheme(self) -> None:
-        """TLS between the proxies is none between the client and them."""
+        """TLS between the proxies does not count as the client's."""
         self.assertEqual(403, self.status("http", "https://localhost"))
         self.assertEqual(200, self.status(None, "https://localhost"))

@@ -1,4 +1,4 @@
-"""What a person does on the page of the API document, in a browser."""
+"""The page of the API document, used in a browser."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from typing import Any
 from project.tests import scratch
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-WAIT = 20  # seconds at most for something to be on the page
-# A file to which the page is drawn at the end, to be looked at.
+WAIT = 20  # seconds for an element to appear
+# Where to save a screenshot at the end of the test, if anywhere.
 SCREENSHOT = os.environ.get("SCREENSHOT", "")
 
 
@@ -19,7 +19,7 @@ SCREENSHOT = os.environ.get("SCREENSHOT", "")
     CHROMIUM and DRIVER and find_spec("selenium"), "needs chromium, chromedriver and selenium"
 )
 class TestDocsPage(unittest.TestCase):
-    """A person logs in, presses Authorize, and asks who they are."""
+    """A user logs in, authorizes the page and requests their status."""
 
     def setUp(self) -> None:
         """Start a server, register a user, and open the page."""
@@ -31,7 +31,7 @@ class TestDocsPage(unittest.TestCase):
         self.browser.get(f"http://127.0.0.1:{self.service.port}/docs")
 
     def open_browser(self) -> Any:
-        """Return a browser without a screen."""
+        """Return a headless browser."""
         from selenium import webdriver  # a tool for developers
         from selenium.webdriver.chrome.service import Service
 
@@ -44,7 +44,7 @@ class TestDocsPage(unittest.TestCase):
         return webdriver.Chrome(options, Service(DRIVER))
 
     def find(self, selector: str) -> Any:
-        """Return the element that a CSS selector finds, once it can be seen."""
+        """Wait for the element with this CSS selector to be visible, and return it."""
         from selenium.webdriver.support.ui import WebDriverWait
 
         def seen(browser: Any) -> Any:
@@ -54,19 +54,19 @@ class TestDocsPage(unittest.TestCase):
         return WebDriverWait(self.browser, WAIT).until(seen, f"there is no {selector}")
 
     def click(self, selector: str) -> None:
-        """Click on an element, scrolled to where it can be clicked."""
+        """Scroll to an element and click on it."""
         element = self.find(selector)
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
 
     def write(self, selector: str, text: str) -> None:
-        """Write into a field in place of what is in it."""
+        """Replace the content of a field."""
         field = self.find(selector)
         field.send_keys("\ue009a\ue000")  # Control and a
         field.send_keys(text)
 
     def execute(self, operation: str, body: object = None) -> tuple[str, Any]:
-        """Open an operation, try it out, and return the status and the JSON that the page shows."""
+        """Execute an operation, and return the status and the JSON that the page shows."""
         block = f"#operations-{operation}"
         self.click(f"{block} .opblock-summary-control")
         if body is not None:
@@ -78,8 +78,8 @@ class TestDocsPage(unittest.TestCase):
         text = shown[shown.index("{") : shown.rindex("}") + 1]
         return status.split()[0], json.loads(text)
 
-    def test_walk(self) -> None:
-        """It works as it stands there, and the browser has nothing to complain of."""
+    def test_login_and_status(self) -> None:
+        """The page works, and the browser reports no error."""
         credentials = {"email": "ada@test.com", "password": "test"}
         status, logged_in = self.execute("auth-login_user", credentials)
         self.assertEqual("200", status)

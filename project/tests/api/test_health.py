@@ -1,4 +1,4 @@
-"""Health: what balancers and orchestrators are told, in time, whatever the database does."""
+"""Health: load balancers and orchestrators get a response in time, whatever the database does."""
 
 import os
 import threading
@@ -13,50 +13,48 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
-from project import create_app, database, db, readiness
+from project import create_app, db, errors
+from project.lib import database, readiness
 from project.tests import scratch
-from project.tests.test_contract_answers import everything_written
-from project.tests.test_database import FarAwayTestCase, ScratchTestCase
-from project.tests.utils import logged
-
-NOT_MIGRATED = (503, "The database has not been migrated yet.", "database_not_migrated")
+from project.tests.lib.cases import ProxiedDatabaseTestCase, ScratchTestCase
+from project.tests.lib.log_capture import captured_output, entries
 
 
 class HealthTestCase(ScratchTestCase):
-    """A test in which every probe examines the database anew, unless told."""
+    """A test in which every probe checks the database anew, unless told otherwise."""
 
     fresh = -1.0
 
     def setUp(self) -> None:
-        """Let nothing be fresh."""
+        """Let no result of a check be reused."""
         super().setUp()
         for name in ("FRESH", "LATE"):
             self.enterContext(mock.patch.object(readiness, name, self.fresh))
 
     def ready(self) -> TestResponse:
-        """Return the answer to whether requests may be sent here."""
+        """Return the response to a readiness probe."""
         return self.get("/health/ready")
 
     def assert_ready(self) -> None:
-        """Check that requests may be sent here."""
+        """Check that the process is ready."""
         response = self.ready()
         self.assertEqual(200, response.status_code, response.get_data(as_text=True))
 
     def execute(self, statement: str, **parameters: str) -> None:
-        """Change the database behind the service's back."""
+        """Execute a statement on the database, unknown to the service."""
         with db.engine.begin() as connection:
             connection.execute(text(statement), parameters)
 
     def set_revision(self, revision: str) -> None:
-        """Say that the database is at this revision."""
+        """Set the revision that the database says it has."""
         self.execute("UPDATE alembic_version SET version_num = :revision", revision=revision)
 
 
-class TestAnswers(HealthTestCase):
-    """What is said."""
+class TestResponses(HealthTestCase):
+    """The responses to probes."""
 
     def test_alive(self) -> None:
-        """A process that answers is alive."""
+        """A process that responds is alive."""
         response = self.get("/health/live")
 
         self.assertEqual(200, response.status_code)
@@ -64,7 +62,7 @@ class TestAnswers(HealthTestCase):
         self.assertEqual("no-store", response.headers["Cache-Control"])
 
     def test_ready(self) -> None:
-        """With its database migrated, a process is ready."""
+        """A process with a migrated database is ready."""
         response = self.ready()
 
         self.assertEqual(200, response.status_code)
@@ -72,7 +70,7 @@ class TestAnswers(HealthTestCase):
         self.assertEqual("no-store", response.headers["Cache-Control"])
 
     def test_methods(self) -> None:
-        """Health is asked after with GET and HEAD, by anybody, and with nothing else."""
+        """Probes are GET or HEAD, need no token, and ignore one."""
         for path in ("/health/live", "/health/ready"):
             with self.subTest(path):
                 self.assertEqual(200, self.client.head(path).status_code)
@@ -80,7 +78,7 @@ class TestAnswers(HealthTestCase):
                 self.assertEqual(405, self.client.post(path).status_code)
 
     def test_alive_without_a_database(self) -> None:
-        """A process whose database is nowhere is alive and not ready: a new one is no better."""
+        """A process without a database is alive but not ready: a restart would not help."""
         environment = scratch.settings(
             SECRET_KEY="0123456789abcdef" * 2, DATABASE_URL="sqlite:////nowhere/users.db"
         )
@@ -90,9 +88,9 @@ class TestAnswers(HealthTestCase):
         self.assertEqual(200, client.get("/health/live").status_code)
         self.assert_unavailable(client.get("/health/ready"))
 
-    def test_fault(self) -> None:
-        """What nobody foresaw is a 500, and the next probe is examined anew."""
-        with mock.patch("project.database.schema", side_effect=ValueError("secret-text")):
+    def test_unexpected_error(self) -> None:
+        """An unexpected error is a 500, and the next probe checks anew."""
+        with mock.patch("project.lib.database.schema", side_effect=ValueError("secret-text")):
             response = self.ready()
 
         self.assertEqual(500, response.status_code)
@@ -100,7 +98,7 @@ class TestAnswers(HealthTestCase):
         self.assert_ready()
 
     def test_many_at_the_start(self) -> None:
-        """While nothing is known yet, all wait for one examination, and none for longer."""
+        """The first probes of a process all wait for the same check."""
         begun = []
 
         def schema(_engine: Engine) -> database.Schema:
@@ -108,7 +106,7 @@ class TestAnswers(HealthTestCase):
             time.sleep(0.4)
             return database.Schema.CURRENT
 
-        with mock.patch("project.database.schema", schema), ThreadPoolExecutor(12) as threads:
+        with mock.patch("project.lib.database.schema", schema), ThreadPoolExecutor(12) as threads:
             answers = list(threads.map(lambda _: self.ready().status_code, range(12)))
 
         self.assertEqual([200] * 12, answers)
@@ -116,30 +114,30 @@ class TestAnswers(HealthTestCase):
 
 
 class TestSchema(HealthTestCase):
-    """Migrated is: at least at the newest revision that this code knows."""
+    """A database is migrated when it has at least the newest revision that the code knows."""
 
     @property
     def newest(self) -> str:
-        """That revision."""
+        """The newest revision that the code knows."""
         (head,), _ = database.revisions()
         return head
 
     def assert_not_migrated(self) -> None:
-        """Check that the schema is said not to do, and nothing about it."""
+        """Check that the response is DatabaseNotMigrated, with no details."""
         response = self.ready()
-        data = self.assert_error(response, *NOT_MIGRATED)
+        data = self.assert_error(response, errors.DatabaseNotMigrated)
         self.assertEqual({"status", "message", "code", "request_id"}, set(data))
         self.assertGreater(int(response.headers["Retry-After"]), 0)
 
     def test_empty(self) -> None:
-        """A database in which nobody has migrated anything is not ready, and then it is."""
+        """A database without migrations is not ready."""
         for statement in ("DELETE FROM alembic_version", "DROP TABLE alembic_version"):
             with self.subTest(statement):
                 self.execute(statement)
                 self.assert_not_migrated()
 
     def test_older(self) -> None:
-        """A schema that a later migration of ours is missing from is not ready until it has run."""
+        """A database that lacks a migration is not ready until it has run."""
         self.assert_ready()
         for revision in ("0001", "0002"):
             self.set_revision(revision)
@@ -150,14 +148,14 @@ class TestSchema(HealthTestCase):
         self.assert_ready()
 
     def test_newer(self) -> None:
-        """A schema that newer code has migrated, tables and all, goes on serving this code."""
+        """A database that newer code has migrated is ready for this code."""
         self.set_revision("9999")
         self.execute("CREATE TABLE things (id integer)")
 
         self.assert_ready()
 
     def test_newer_in_part(self) -> None:
-        """An unknown revision beside one of ours that is not the newest makes nothing ready."""
+        """An unknown revision beside an old one is not ready."""
         self.set_revision("0002")
         self.execute("INSERT INTO alembic_version VALUES ('9999')")
         self.assert_not_migrated()
@@ -167,32 +165,32 @@ class TestSchema(HealthTestCase):
         self.assert_ready()
 
     def test_foreign(self) -> None:
-        """The database of another program that has migrations is not ours."""
+        """The migrated database of another program is not ready."""
         self.set_revision("9999")
-        self.execute("ALTER TABLE throttles RENAME TO somebody_elses")
+        self.execute("ALTER TABLE throttles RENAME TO other_table")
 
         self.assert_not_migrated()
 
     def test_migrations_are_read_once(self) -> None:
-        """Which revisions there are is not looked up at a probe."""
-        with mock.patch("project.database.ScriptDirectory", side_effect=AssertionError):
+        """A probe does not read the migration scripts."""
+        with mock.patch("project.lib.database.ScriptDirectory", side_effect=AssertionError):
             self.assert_ready()
 
     def test_log(self) -> None:
-        """What is in the way is logged when it comes and when it goes, not at every probe."""
+        """A reason is logged when it begins and when it ends, not at every probe."""
         self.set_revision("0001")
         away = OperationalError("SELECT secret", {}, OSError())
-        with everything_written() as written:
+        with captured_output() as written:
             for _ in range(2):
                 self.assert_not_migrated()
-            with mock.patch("project.database.schema", side_effect=away):
+            with mock.patch("project.lib.database.schema", side_effect=away):
                 for _ in range(2):
                     self.assert_unavailable(self.ready())
             self.set_revision(self.newest)
             for _ in range(2):
                 self.assert_ready()
 
-        lines = logged(written.getvalue())
+        lines = entries(written.getvalue())
         unavailable = {"error": "OperationalError", "sqlstate": None}
         self.assertEqual(
             [
@@ -204,22 +202,22 @@ class TestSchema(HealthTestCase):
         )
 
 
-class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
-    """PostgreSQL behind a proxy: away, hanging, busy."""
+class TestProxiedDatabase(ProxiedDatabaseTestCase, HealthTestCase):
+    """PostgreSQL behind a proxy that disconnects or hangs."""
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Return how long a call takes."""
+        """Return how many seconds a call takes."""
         started = time.monotonic()
         call()
         return time.monotonic() - started
 
     def assert_not_ready_in_time(self) -> None:
-        """Check that a probe is told that the database is unavailable, as soon as promised."""
+        """Check that a probe gets DatabaseUnavailable within the timeout."""
         seconds = self.seconds(lambda: self.assert_unavailable(self.ready()))
         self.assertLess(seconds, readiness.TIMEOUT + 0.3)
 
     def test_away_and_back(self) -> None:
-        """Away is a 503, back is a 200 at the first probe, and alive is alive."""
+        """Without its database a process is alive and not ready; then it is ready at once."""
         self.assert_ready()
         self.proxy.cut()
         self.assert_not_ready_in_time()
@@ -230,7 +228,7 @@ class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
         self.assert_ready()
 
     def test_restart_between_two_probes(self) -> None:
-        """A connection that died meanwhile is no sign of a database that is away."""
+        """A connection that was closed between two probes does not count as unavailable."""
         self.assert_ready()
         self.proxy.cut()
         self.proxy.restore()
@@ -238,7 +236,7 @@ class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
         self.assert_ready()
 
     def test_hanging(self) -> None:
-        """A server that accepts and says nothing is a 503 in time, known before or not."""
+        """A database that does not respond is a 503 in time, on new and old connections."""
         with mock.patch.object(readiness, "TIMEOUT", 0.3):
             for name in ("new", "old"):
                 with self.subTest(name):
@@ -250,14 +248,14 @@ class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
                     self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
-        """Check that what hung no longer does: at the latest, that the examination ends."""
+        """Wait until the check that hung has ended, and check that the process is ready."""
         deadline = time.monotonic() + 5
         while self.ready().status_code != 200 and time.monotonic() < deadline:
             time.sleep(0.05)
         self.assert_ready()
 
     def test_hanging_holds_one_thread(self) -> None:
-        """Of many probes at once, one waits; the others are told what is known."""
+        """Of many simultaneous probes one waits; the others get the last result."""
         self.assert_ready()
         self.proxy.freeze()
         with (
@@ -271,11 +269,11 @@ class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
         self.assertEqual(1, sum(duration >= 0.5 for duration in durations), durations)
 
     def test_in_time(self) -> None:
-        """Who asks with a timeout of one second, as Kubernetes does, hears the reason."""
+        """A probe with a timeout of one second, Kubernetes' default, still gets the response."""
         self.assertLess(readiness.TIMEOUT, 0.9)
 
     def test_locked(self) -> None:
-        """A database that answers others but not this question is not ready."""
+        """A database that does not answer the probe's query is not ready."""
         with db.engine.begin() as connection:
             connection.execute(text("LOCK TABLE alembic_version"))
             with mock.patch.object(readiness, "TIMEOUT", 0.3):
@@ -283,7 +281,7 @@ class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
         self.wait_until_ready()
 
     def test_exhausted_pools(self) -> None:
-        """While requests hold every connection there is, the process is ready all the same."""
+        """The process is ready while requests hold every pooled connection."""
         with ExitStack() as held:
             for name in (None, database.READ):
                 engine = db.engines[name]
@@ -293,7 +291,7 @@ class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
             self.assertLess(self.seconds(self.assert_ready), 1)
 
     def test_slow_statements(self) -> None:
-        """While requests wait for statements that take their time, the process is ready."""
+        """The process is ready while requests run slow statements."""
         begun = threading.Barrier(self.app.config["GRANIAN_BLOCKING_THREADS"] // 2 + 1)
 
         def be_slow(engine: Engine) -> None:
@@ -310,8 +308,8 @@ class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
         for statement in slow:
             statement.result()
 
-    def test_requests_lose_nothing(self) -> None:
-        """A probe that hangs holds no connection that a request could use."""
+    def test_probes_use_no_pooled_connection(self) -> None:
+        """A probe that hangs holds no connection of the requests."""
         self.assert_ready()
         self.proxy.freeze()
         with mock.patch.object(readiness, "TIMEOUT", 0.2):
@@ -322,7 +320,7 @@ class TestFarAwayDatabase(FarAwayTestCase, HealthTestCase):
         self.proxy.thaw()
 
     def test_cost(self) -> None:
-        """However many ask, the database is asked by one connection, and so often at most."""
+        """Many probes share one connection and one check."""
         self.assert_ready()
         self.proxy.clear()
         with mock.patch.object(readiness, "FRESH", 60):

@@ -1,9 +1,12 @@
-"""The document of the API, and its page."""
+"""The API document and its page."""
 
 import itertools
 import json
 import os
 import re
+import tempfile
+import unittest
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,32 +15,35 @@ from unittest import mock
 
 import orjson
 from flask import Flask
+from jsonschema_rs import Draft202012Validator
 
-from project import create_app
-from project.api import document
+from project import create_app, errors
+from project.accounts.audit import Kind
+from project.api import openapi
+from project.api.responses import failure
 from project.config import ProductionConfig
 from project.tests import scratch
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import add_user, stored_users
+from project.tests.rows import add_user, stored_users
 
-EXAMPLES = Path(document.__file__).with_name("examples.json")
-# With RECORD_EXAMPLES=1 the examples are written instead of compared.
+EXAMPLES = Path(openapi.__file__).with_name("examples.json")
+# RECORD_EXAMPLES=1 rewrites the examples before they are compared.
 RECORD = os.environ.get("RECORD_EXAMPLES") == "1"
 ADA = {"username": "ada", "email": "ada@example.com", "password": "correct horse"}
 GRACE = {"username": "grace", "email": "grace@example.com", "password": "battery staple"}
 
 
 class TestDocument(BaseTestCase):
-    """What the document says."""
+    """Tests of the API document."""
 
     def described(self) -> dict[str, Any]:
-        """Return the document, as it comes over HTTP."""
+        """Return the document, requested over HTTP."""
         response = self.get("/docs/openapi.json")
         self.assertEqual((200, "application/json"), (response.status_code, response.content_type))
         return dict(response.get_json())
 
     def operations(self) -> dict[str, dict[str, Any]]:
-        """Return what the document says of each method and path."""
+        """Return the operations of the document by method and path."""
         return {
             f"{method.upper()} {path}": operation
             for path, operations in self.described()["paths"].items()
@@ -45,17 +51,17 @@ class TestDocument(BaseTestCase):
         }
 
     def test_valid(self) -> None:
-        """It is what OpenAPI 3.1 calls a document."""
+        """The document is valid OpenAPI 3.1."""
         described = self.described()
 
-        if find_spec("openapi_spec_validator"):  # a tool for developers
+        if find_spec("openapi_spec_validator"):  # a development dependency
             import_module("openapi_spec_validator").validate(described)
         self.assertEqual("3.1.0", described["openapi"])
         identities = [one["operationId"] for one in self.operations().values()]
         self.assertEqual(len(identities), len(set(identities)))
 
     def test_every_route(self) -> None:
-        """Every route is in it, with every method, and says what it is for."""
+        """Every method of every route is documented, with a summary."""
         routes = {
             f"{method} {rule.rule.replace('<', '{').replace('>', '}')}"
             for rule in self.app.url_map.iter_rules()
@@ -68,36 +74,39 @@ class TestDocument(BaseTestCase):
         for name, operation in operations.items():
             with self.subTest(name):
                 self.assertRegex(operation["summary"], r"\A[A-Z].*\.\Z")
+                self.assertNotIn("<br/>", operation.get("description", ""))
                 self.assertIn("500", operation["responses"])
+                self.assertNotIn("422", operation["responses"])
 
-    def test_route_without_answers(self) -> None:
-        """A route that does not say what it answers has no place in the service."""
-        self.app.add_url_rule("/new", view_func=lambda: "", endpoint="users.new")
+    def test_undeclared_responses(self) -> None:
+        """A view that does not declare its responses cannot be added to a blueprint."""
+        blueprint = openapi.Blueprint("new", "New.")
 
-        with self.assertRaisesRegex(LookupError, "/new: .* names no answers"):
-            document.describe(self.app)
+        with self.assertRaisesRegex(LookupError, "/new: .* declares no responses"):
+            blueprint.get("/new")(lambda: "")
 
     def test_security(self) -> None:
-        """What wants a token says so, and what may do without one too."""
+        """Every operation declares whether a token is required, optional or not used."""
         operations = self.operations()
 
         token: dict[str, list[str]] = {"bearer": []}
-        required, either = [token], [token, {}]
+        required, either, none = [token], [token, {}], list[dict[str, list[str]]]()
         for name, security in {
             "GET /auth/status": required,
             "POST /auth/logout": required,
             "GET /users/{user_id}/events": required,
             "GET /users": either,
             "GET /users/{user_id}": either,
-            "POST /auth/login": None,
-            "POST /auth/refresh": None,
-            "GET /ping": None,
+            "POST /auth/login": none,
+            "POST /auth/refresh": none,
+            "GET /ping": none,
         }.items():
             with self.subTest(name):
-                self.assertEqual(security, operations[name].get("security"))
+                self.assertEqual(security, operations[name]["security"])
+        self.assertEqual([], [name for name, one in operations.items() if "security" not in one])
 
     def test_refusals(self) -> None:
-        """A status has the code and the message of each refusal that it stands for."""
+        """The response of a status has an example of each error code."""
         login = self.operations()["POST /auth/login"]["responses"]
 
         codes = {
@@ -121,13 +130,152 @@ class TestDocument(BaseTestCase):
         self.assertEqual(expected, codes)
         self.assertEqual({"Retry-After", "X-Request-ID"}, set(login["429"]["headers"]))
 
+    def schemas(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield every schema of the document, wherever in it, with its path."""
+        described = self.described()
+        yield from self.parts("", described["components"]["schemas"])
+        yield from self.parts("", described["paths"])
+
+    def parts(self, path: str, part: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the schemas in a part of the document, except those in examples."""
+        if isinstance(part, dict):
+            if {"type", "$ref", "anyOf", "enum"} & set(part):
+                yield path, part
+            for key, value in part.items():
+                if key not in {"example", "examples"}:
+                    yield from self.parts(f"{path}/{key}", value)
+        elif isinstance(part, list):
+            for value in part:
+                yield from self.parts(path, value)
+
+    def test_names(self) -> None:
+        """The names of schemas differ in more than case and underscores, and have none of these."""
+        names = list(self.described()["components"]["schemas"])
+
+        self.assertEqual(len(names), len({name.lower() for name in names}))
+        for name in names:
+            with self.subTest(name):
+                self.assertRegex(name, r"\A([A-Z][a-z]+)+\Z")
+
+    def test_bounds(self) -> None:
+        """Bounds are integers under their names in JSON Schema, on parameters and on fields."""
+        operations = self.operations()
+        bounds = {
+            (name, parameter["name"]): (
+                parameter["schema"]["minimum"],
+                parameter["schema"]["maximum"],
+            )
+            for name, operation in operations.items()
+            for parameter in operation.get("parameters", ())
+            if parameter["schema"]["type"] == "integer"
+        }
+
+        self.assertEqual((1, 500), bounds["GET /users", "limit"])
+        self.assertEqual((1, 500), bounds["GET /users/{user_id}/events", "limit"])
+        self.assertEqual((1, 2**31 - 1), bounds["DELETE /users/{user_id}", "user_id"])
+        for values in bounds.values():
+            self.assertEqual({int}, set(map(type, values)))
+        for path, schema in self.schemas():
+            with self.subTest(path):
+                self.assertTrue({"ge", "le", "title"}.isdisjoint(schema))
+
+    def test_parameters_say_what_is_refused(self) -> None:
+        """An empty cursor and an empty search are refused, and their schemas say so."""
+        for name, operation in self.operations().items():
+            for parameter in operation.get("parameters", ()):
+                with self.subTest(name, parameter=parameter["name"]):
+                    self.assertNotIn("anyOf", parameter["schema"])
+                    if parameter["name"] in {"after", "query"}:
+                        self.assertEqual(1, parameter["schema"]["minLength"])
+                        response = self.get(f"/users?{parameter['name']}=")
+                        self.assert_error(response, errors.InvalidPayload)
+
+    def test_members(self) -> None:
+        """Members that may be absent are optional, without a default.
+
+        openapi-typescript makes a member with a default required.
+        """
+        schemas = self.described()["components"]["schemas"]
+
+        defaults = {
+            f"{name}.{member}": value["default"]
+            for name, schema in schemas.items()
+            for member, value in schema.get("properties", {}).items()
+            if "default" in value
+        }
+        optional = {
+            f"{name}.{member}"
+            for name, schema in schemas.items()
+            for member in set(schema.get("properties", ())) - set(schema.get("required", ()))
+        }
+        self.assertEqual({}, defaults)
+        change = {"username", "email", "active", "admin", "current_password"}
+        self.assertEqual(
+            {"ListedUser.active", "ListedUser.admin", "PasswordChange.keep_sessions"}
+            | {f"UserChange.{member}" for member in change},
+            optional,
+        )
+
+    def test_typed_bodies(self) -> None:
+        """Every request body is a named object with typed members, and has an example."""
+        described = self.described()
+        bodies = {
+            name: operation["requestBody"]["content"]["application/json"]
+            for name, operation in self.operations().items()
+            if "requestBody" in operation
+        }
+
+        self.assertEqual(7, len(bodies))
+        for name, body in bodies.items():
+            with self.subTest(name):
+                schema = described["components"]["schemas"][body["schema"]["$ref"].split("/")[-1]]
+                self.assertEqual("object", schema["type"])
+                self.assertTrue({"anyOf", "oneOf", "allOf"}.isdisjoint(schema))
+                self.assertEqual(
+                    [], list(Draft202012Validator(schema).iter_errors(body["example"]))
+                )
+
+    def test_words_may_change(self) -> None:
+        """Responses may gain members, and messages are texts; codes and kinds are enums."""
+        schemas = self.described()["components"]["schemas"]
+        for name, schema in schemas.items():
+            with self.subTest(name):
+                self.assertNotIn("additionalProperties", schema)
+                message = schema.get("properties", {}).get("message", {"type": "string"})
+                self.assertEqual("string", message["type"])
+                self.assertNotIn("const", message)
+        self.assertEqual(list(map(str, Kind)), schemas["EventKind"]["enum"])
+        documented = [
+            code
+            for name in ("Error", "FieldError", "ServerError")
+            for code in schemas[f"{name}Code"]["enum"]
+        ]
+        codes = {
+            error.code
+            for error in vars(errors).values()
+            if isinstance(error, type) and issubclass(error, errors.ServiceError)
+        }
+        self.assertEqual(sorted(codes), sorted(documented))
+
+    def test_tags(self) -> None:
+        """Every operation has one tag, which has a description."""
+        described = {tag["name"] for tag in self.described()["tags"] if tag["description"]}
+
+        for name, operation in self.operations().items():
+            with self.subTest(name):
+                self.assertEqual(1, len(operation["tags"]))
+                self.assertLessEqual(set(operation["tags"]), described)
+
     def test_undocumented_answers_are_noticed(self) -> None:
-        """A test that gets a status, or a member, that the document lacks fails."""
+        """A test fails if a response has an undocumented status or member."""
         pong = {"status": "success", "message": "pong!"}
         for answer, complaint in (
             (({}, 200), "required"),
             ((pong | {"more": 1}, 200), "more"),
             ((pong, 202), "no 202"),
+            (failure(errors.LastAdmin(), "fail", ""), "no 400"),
+            (failure(errors.InternalError(), "fail", "x"), "is none of"),
+            (({"message": "!", "code": "internal_error"}, 500), "is none of"),
         ):
             with (
                 self.subTest(complaint),
@@ -137,8 +285,55 @@ class TestDocument(BaseTestCase):
                 self.get("/ping")
 
 
+class TestCommand(unittest.TestCase):
+    """manage.py openapi."""
+
+    KEY = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+    def write(self, *arguments: str, **environment: str) -> dict[str, Any]:
+        """Return the document that the command prints."""
+        url = "sqlite:////nonexistent/users.db"  # no database is used
+        result = scratch.manage("openapi", "-", *arguments, DATABASE_URL=url, **environment)
+        self.assertEqual((0, ""), (result.returncode, result.stderr))
+        return dict(json.loads(result.stdout))
+
+    def test_production(self) -> None:
+        """In production new passwords have 12 characters, and /users requires a token."""
+        settings = {"APP_SETTINGS": "project.config.ProductionConfig", "SECRET_KEY": self.KEY}
+        described = self.write(**settings)
+
+        schemas = described["components"]["schemas"]
+        self.assertEqual(12, schemas["NewUser"]["properties"]["password"]["minLength"])
+        self.assertEqual(12, schemas["PasswordChange"]["properties"]["new_password"]["minLength"])
+        operations = [one for path in described["paths"].values() for one in path.values()]
+        self.assertFalse(any({} in operation["security"] for operation in operations))
+        changed = self.write(PASSWORD_MIN_LENGTH="15", USERS_API_OPEN="1", **settings)
+        password = changed["components"]["schemas"]["NewUser"]["properties"]["password"]
+        self.assertEqual(15, password["minLength"])
+        self.assertIn({}, changed["paths"]["/users"]["get"]["security"])
+
+    def test_origin(self) -> None:
+        """The URL of the service is relative, unless an origin is given."""
+        for arguments, origin in ((), ""), (("--origin", "https://a.example"), "https://a.example"):
+            with self.subTest(origin):
+                (server,) = self.write(*arguments, SECRET_KEY="any")["servers"]
+                self.assertEqual("{origin}", server["url"])
+                self.assertEqual(origin, server["variables"]["origin"]["default"])
+
+    def test_file(self) -> None:
+        """The command writes a file, and reports in one line if it cannot."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "openapi.json")
+            written = scratch.manage("openapi", str(path), SECRET_KEY="any")
+            self.assertEqual((0, ""), (written.returncode, written.stdout + written.stderr))
+            self.assertEqual("3.1.0", json.loads(path.read_text())["openapi"])
+            refused = scratch.manage("openapi", folder, SECRET_KEY="any")
+        self.assertEqual(1, refused.returncode)
+        self.assertEqual(f"{folder} cannot be written: Is a directory\n", refused.stderr)
+
+
 class TestExamples(BaseTestCase):
-    """The examples are requests and answers that once went over the wire."""
+    """The examples are recorded requests and responses."""
 
     settings: ClassVar[dict[str, Any]] = {
         "TOKEN_EXPIRATION_DAYS": 30,
@@ -147,7 +342,7 @@ class TestExamples(BaseTestCase):
     maxDiff = None
 
     def walk(self) -> dict[str, dict[str, Any]]:
-        """Make every call there is once, and return requests and answers by operation."""
+        """Call every operation once, and return the requests and responses by operation ID."""
         self.examples: dict[str, dict[str, Any]] = {}
         pair = self.call("register_user", 201, "/auth/register", ADA)
         (ada,) = stored_users()
@@ -190,7 +385,7 @@ class TestExamples(BaseTestCase):
         token: str | None = None,
         method: str | None = None,
     ) -> dict[str, Any]:
-        """Make a call, keep it as the example of its operation, and return the answer."""
+        """Call an operation, record the example, and return the response body."""
         method = method or ("POST" if body else "GET")
         headers = {"User-Agent": "curl/8.14.1"} | (bearer(token) if token else {})
         response = self.client.open(path, method=method, json=body, headers=headers)
@@ -200,7 +395,7 @@ class TestExamples(BaseTestCase):
         return answer
 
     def test_examples(self) -> None:
-        """They are still what comes, but for tokens, ids and times; and no operation lacks one."""
+        """The examples match current responses, except tokens, IDs and times; none is missing."""
         examples = self.walk()
         if RECORD:
             text = orjson.dumps(examples, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
@@ -208,7 +403,7 @@ class TestExamples(BaseTestCase):
 
         kept = json.loads(EXAMPLES.read_text())
         self.assertEqual(shape(examples), shape(kept))
-        described = document.describe(self.app)
+        described = openapi.describe(self.app)
         for path, operations in described["paths"].items():
             for method, operation in operations.items():
                 with self.subTest(f"{method} {path}"):
@@ -216,7 +411,7 @@ class TestExamples(BaseTestCase):
 
 
 def shape(example: Any) -> Any:
-    """Return an example with everything replaced that is another one each time."""
+    """Return an example with tokens, IDs and times masked."""
     if isinstance(example, dict):
         return {key: shape(value) for key, value in example.items()}
     if isinstance(example, list):
@@ -228,10 +423,10 @@ def shape(example: Any) -> Any:
 
 
 class TestPage(BaseTestCase):
-    """Swagger UI, from the service itself."""
+    """Swagger UI, served by the service itself."""
 
     def test_page(self) -> None:
-        """The page and all that it is made of come from here, each as what it is."""
+        """The service serves the page and all its files, with their content types."""
         page = self.get("/docs")
         html = page.get_data(as_text=True)
 
@@ -249,7 +444,7 @@ class TestPage(BaseTestCase):
                 response.close()
 
     def test_headers(self) -> None:
-        """The page may use its own files, and everything else still nothing."""
+        """The page may load its own files; other responses may load nothing."""
         policy = self.get("/docs").headers["Content-Security-Policy"]
         self.assertIn("script-src 'self';", policy)
         self.assertIn("default-src 'none'", policy)
@@ -260,15 +455,15 @@ class TestPage(BaseTestCase):
                 self.assertEqual(strict, self.get(path).headers["Content-Security-Policy"])
 
     def test_no_other_files(self) -> None:
-        """Nothing but Swagger UI's files comes out."""
+        """Only the files of Swagger UI are served."""
         for name in ("../__init__.py", "..%2f__init__.py", "/etc/passwd", "nothing", "", "css"):
             with self.subTest(name):
                 response = self.get(f"/docs/swagger/{name}")
 
-                self.assert_error(response, 404, "There is nothing at this address.", "not_found")
+                self.assert_error(response, errors.NotFound)
 
     def test_off(self) -> None:
-        """In production there is neither, unless API_DOCS says so."""
+        """In production, document and page exist only if API_DOCS is set."""
         key = "0123456789abcdefghijklmnopqrstuvwxyz"
         for setting, status in (("", 404), ("1", 200)):
             environment = scratch.settings(

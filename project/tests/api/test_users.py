@@ -1,4 +1,4 @@
-"""/ping and /users: add, look up, list; and who may."""
+"""/ping and /users: add, read and list users, while the API is open and closed."""
 
 import itertools
 import re
@@ -10,19 +10,18 @@ from unittest import mock
 from sqlalchemy import event, insert, text
 from werkzeug.test import TestResponse
 
-from project import clock, database, db
-from project.api.models import User
+from project import clock, db, errors
+from project.lib import database
+from project.models import User
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import add_user, start_session, stored_users
+from project.tests.rows import add_user, start_session, stored_users
 
 NEW_USER = {"username": "michael", "email": "michael@realpython.com", "password": "test"}
-INVALID_PAYLOAD = (400, "Invalid payload.", "invalid_payload", "fail")
-UNKNOWN = (404, "User does not exist", "user_not_found", "fail")
 MORNING = datetime(2024, 11, 22, 9, 0, 0, tzinfo=UTC)
 
 
 def public(user: User) -> dict[str, Any]:
-    """Return what anybody who may look sees of a user."""
+    """Return the public fields of a user."""
     return {
         "id": user.id,
         "username": user.username,
@@ -32,10 +31,10 @@ def public(user: User) -> dict[str, Any]:
 
 
 class TestUserService(BaseTestCase):
-    """The users API as it is in development: open to anyone."""
+    """The users API in development, open to anyone."""
 
     def test_users(self) -> None:
-        """The ping answers."""
+        """Ping is answered."""
         response = self.client.get("/ping")
 
         self.assertEqual(200, response.status_code)
@@ -43,25 +42,39 @@ class TestUserService(BaseTestCase):
         self.assertEqual({"status": "success", "message": "pong!"}, response.get_json())
 
     def test_add_user(self) -> None:
-        """A user who was added can log in, and is told apart by the email."""
+        """A user is added and can log in."""
         response = self.client.post("/users", json=NEW_USER)
 
-        added = {"status": "success", "message": "michael@realpython.com was added!"}
+        user = stored_users()[0]
+        added = {
+            "status": "success",
+            "message": "michael@realpython.com was added!",
+            "data": {
+                "id": user["id"],
+                "username": "michael",
+                "email": "michael@realpython.com",
+                "active": True,
+                "admin": False,
+                "created_at": user["created_at"].strftime("%Y-%m-%dT%H:%M:%SZ"),
+            },
+        }
         self.assertEqual((201, added), (response.status_code, response.get_json()))
+        self.assertEqual(f"/users/{user['id']}", response.headers["Location"])
+        self.assertEqual(200, self.get(response.headers["Location"]).status_code)
         self.assertEqual(200, self.login("michael@realpython.com", "test").status_code)
 
     def test_add_user_invalid_json(self) -> None:
-        """An empty object adds nobody."""
-        data = self.assert_error(self.client.post("/users", json={}), *INVALID_PAYLOAD)
+        """An empty object is refused, and each missing field is named."""
+        data = self.assert_error(self.client.post("/users", json={}), errors.InvalidPayload)
 
         self.assertEqual({"username", "email", "password"}, set(data["errors"]))
         self.assertEqual([], stored_users())
 
-    def assert_addition_lacks(self, field: str) -> None:
-        """Check that nobody is added without `field`, and that the answer says which it was."""
+    def assert_user_requires(self, field: str) -> None:
+        """Check that a user without `field` is refused, and the field is named."""
         body = {key: value for key, value in NEW_USER.items() if key != field}
 
-        data = self.assert_error(self.client.post("/users", json=body), *INVALID_PAYLOAD)
+        data = self.assert_error(self.client.post("/users", json=body), errors.InvalidPayload)
 
         self.assertEqual({field: "is required"}, data["errors"])
         self.assertEqual([], stored_users())
@@ -70,14 +83,14 @@ class TestUserService(BaseTestCase):
         """A user needs a username and an email."""
         for field in ("username", "email"):
             with self.subTest(field):
-                self.assert_addition_lacks(field)
+                self.assert_user_requires(field)
 
     def test_add_user_invalid_json_keys_no_password(self) -> None:
         """A user needs a password."""
-        self.assert_addition_lacks("password")
+        self.assert_user_requires("password")
 
     def test_add_user_duplicate_user(self) -> None:
-        """An email is added once, in whatever case."""
+        """A taken email is refused, in any case."""
         self.client.post("/users", json=NEW_USER)
         before = stored_users()
         for email in ("michael@realpython.com", "Michael@RealPython.COM"):
@@ -86,23 +99,21 @@ class TestUserService(BaseTestCase):
 
                 response = self.client.post("/users", json=body)
 
-                self.assert_error(
-                    response, 400, "Sorry. That email already exists.", "email_exists", "fail"
-                )
+                self.assert_error(response, errors.EmailExists)
                 self.assertEqual(before, stored_users())
 
     def test_add_user_duplicate_username(self) -> None:
-        """A username is added once, in whatever case."""
+        """A taken username is refused, in any case."""
         self.client.post("/users", json=NEW_USER)
         body = NEW_USER | {"username": "MICHAEL", "email": "another@test.com"}
 
-        data = self.assert_error(self.client.post("/users", json=body), *INVALID_PAYLOAD)
+        data = self.assert_error(self.client.post("/users", json=body), errors.UsernameExists)
 
-        self.assertEqual({"username"}, set(data["errors"]))
+        self.assertEqual({"username": "is taken"}, data["errors"])
         self.assertEqual(1, len(stored_users()))
 
     def test_single_user(self) -> None:
-        """A user is found by id, and shows nothing that is not listed."""
+        """A user is found by id, and only public fields are shown."""
         user = add_user("michael", "michael@realpython.com", "test")
         add_user("another", "another@test.com", "test")
 
@@ -112,17 +123,17 @@ class TestUserService(BaseTestCase):
         self.assertEqual({"status": "success", "data": public(user)}, response.get_json())
 
     def test_single_user_no_id(self) -> None:
-        """A word is the id of nobody."""
-        self.assert_error(self.get("/users/blah"), *UNKNOWN)
+        """A word is an unknown id."""
+        self.assert_error(self.get("/users/blah"), errors.UserNotFound)
 
     def test_single_user_incorrect_id(self) -> None:
-        """An id that nobody has is the id of nobody."""
+        """A number that is no user's id is an unknown id."""
         user = add_user("michael", "michael@realpython.com", "test")
 
-        self.assert_error(self.get(f"/users/{user.id + 1}"), *UNKNOWN)
+        self.assert_error(self.get(f"/users/{user.id + 1}"), errors.UserNotFound)
 
     def test_all_users(self) -> None:
-        """Every user is listed, the newest first whatever the order of the ids."""
+        """All users are listed, the newest first whatever their ids."""
         newer = add_user("michael", "michael@realpython.com", "test")
         older = add_user(
             "fletcher", "fletcher@test.com", "test", created_at=clock.utcnow() - timedelta(days=30)
@@ -138,10 +149,10 @@ class TestUserService(BaseTestCase):
 
 
 class TestPages(BaseTestCase):
-    """The list of users, a page at a time."""
+    """The list of users in pages."""
 
     def add_users(self, *moments: datetime) -> list[int]:
-        """Add a user for each moment, in that order, and return the ids."""
+        """Add a user created at each of these times, and return the ids."""
         known = len(stored_users())
         names = [f"user{number}" for number in range(known, known + len(moments))]
         rows = [
@@ -149,7 +160,7 @@ class TestPages(BaseTestCase):
                 "username": name,
                 "username_key": name,
                 "email": f"{name}@test.com",
-                "password": "nobody can log in",
+                "password": "no hash",
                 "created_at": moment,
             }
             for name, moment in zip(names, moments, strict=True)
@@ -164,7 +175,7 @@ class TestPages(BaseTestCase):
         return [user["id"] for user in response.get_json()["data"]["users"]]
 
     def walk(self, path: str) -> Iterator[list[int]]:
-        """Yield the ids on each page, from `path` along the Link headers to the end."""
+        """Yield the ids on each page, following the Link headers to the end."""
         while True:
             response = self.get(path)
             yield self.list_ids(response)
@@ -187,7 +198,7 @@ class TestPages(BaseTestCase):
         self.assertNotIn("Link", response.headers)
 
     def test_default_limit(self) -> None:
-        """A page has 50 users unless told."""
+        """By default a page has 50 users."""
         ids = self.add_users(*(MORNING + timedelta(seconds=n) for n in range(51)))
 
         self.assertEqual([ids[:0:-1], ids[:1]], list(self.walk("/users")))
@@ -204,18 +215,18 @@ class TestPages(BaseTestCase):
         limits = ["0", "501", "-1", "", "%20", "abc", "1.0", "1e1", "%2B1", "%201", "1%20", "0x1"]
         for limit in [*limits, "1_0", "%D9%A1", "%ff", "%00", "9" * 9, "9" * 30, "9" * 5_000]:
             with self.subTest(limit):
-                data = self.assert_error(self.get(f"/users?limit={limit}"), *INVALID_PAYLOAD)
+                data = self.assert_error(self.get(f"/users?limit={limit}"), errors.InvalidPayload)
 
                 self.assertEqual({"limit"}, set(data["errors"]))
 
     def test_full_last_page(self) -> None:
-        """A last page that happens to be full is still the last."""
+        """A full last page has no next page."""
         ids = self.add_users(*itertools.repeat(MORNING, 4))
 
         self.assertEqual([ids[:1:-1], ids[1::-1]], list(self.walk("/users?limit=2")))
 
     def test_cursor(self) -> None:
-        """The cursor leads on by itself, also to a page of another size."""
+        """A cursor can be combined with another limit."""
         ids = self.add_users(*itertools.repeat(MORNING, 5))
         cursor = self.get("/users?limit=2").get_json()["data"]["next"]
 
@@ -223,7 +234,7 @@ class TestPages(BaseTestCase):
         self.assertEqual([ids[2]], self.list_ids(self.get(f"/users?limit=1&after={cursor}")))
 
     def test_ties(self) -> None:
-        """Users of the same moment come in one order, each once, also across pages."""
+        """Users created at the same time have one order, also across pages."""
         tick = timedelta(microseconds=1)
         moments = [MORNING, MORNING + tick, MORNING, MORNING + tick, MORNING, MORNING - tick]
         ids = self.add_users(*moments)
@@ -237,7 +248,7 @@ class TestPages(BaseTestCase):
         )
 
     def test_changes_between_pages(self) -> None:
-        """Who comes or goes between two pages makes nobody else appear twice or not at all."""
+        """Users who come or go between two pages make no other user appear twice or vanish."""
         ids = self.add_users(*(MORNING + timedelta(seconds=n) for n in range(6)))
         pages = self.walk("/users?limit=2")
         seen = next(pages)
@@ -249,24 +260,24 @@ class TestPages(BaseTestCase):
         self.assertEqual(ids[::-1], seen + [user_id for page in pages for user_id in page])
 
     def test_bad_cursors(self) -> None:
-        """A cursor that no page gave is refused."""
+        """An invalid cursor is refused."""
         cursors = ["", "x", "1", "1-", "-1", "1-0", "1-01", "1--1", "1-x", "1-2147483648", "1-1-1"]
         more = ["%201-1", "1-1%20", "1%2B1", "%D9%A1-1", "1-%D9%A1", "%00", "%ff", "1-1%00", "-1-1"]
         for cursor in [*cursors, *more, "9" * 18 + "-1", "9" * 5_000 + "-1", "1-" + "9" * 5_000]:
             with self.subTest(cursor):
-                data = self.assert_error(self.get(f"/users?after={cursor}"), *INVALID_PAYLOAD)
+                data = self.assert_error(self.get(f"/users?after={cursor}"), errors.InvalidPayload)
 
                 self.assertEqual({"after"}, set(data["errors"]))
 
     def test_far_cursors(self) -> None:
-        """A cursor of any size answers in good order, be there users behind it or not."""
+        """A cursor beyond the first or the last user is accepted."""
         ids = self.add_users(MORNING)
 
         self.assertEqual([], self.list_ids(self.get("/users?after=0-1")))
         self.assertEqual(ids, self.list_ids(self.get(f"/users?after={'9' * 17}-2147483647")))
 
     def test_index(self) -> None:
-        """Every page is read along the index: nothing is sorted, skipped or scanned."""
+        """Every page is read by index, without sorting, filtering or scanning."""
         self.add_users(*itertools.repeat(MORNING, 3))
         statements: list[tuple[str, Any]] = []
         engine = db.engines[database.READ]
@@ -294,42 +305,36 @@ class TestPages(BaseTestCase):
 
 
 class TestClosedUsers(BaseTestCase):
-    """The users API as it is in production: not open."""
+    """The users API in production, closed to other clients than admins."""
 
     settings: ClassVar[dict[str, Any]] = {"USERS_API_OPEN": False}
 
-    NO_TOKEN = (401, "Provide a valid auth token.", "token_missing")
-    BAD_TOKEN = (401, "Invalid token. Please log in again.", "token_invalid")
-    OLD_TOKEN = (401, "Signature expired. Please log in again.", "token_expired")
-    INACTIVE = (401, "Something went wrong. Please contact us.", "account_inactive")
-    FORBIDDEN = (403, "You do not have permission to do that.", "permission_denied")
-
     def setUp(self) -> None:
-        """Add one user of each kind, with their tokens, and stop the clock."""
+        """Add one user of each kind with a token, and stop the clock."""
         super().setUp()
         self.move_clock(0)
         self.ordinary = add_user("ordinary", "ordinary@test.com", "test")
         self.other = add_user("other", "other@test.com", "test")
         admin = add_user("admin", "admin@test.com", "test", admin=True)
-        resting = add_user("resting", "resting@test.com", "test", admin=True)
-        resting_token = start_session(resting).auth_token
-        resting.active = False
+        deactivated = add_user("deactivated", "deactivated@test.com", "test", admin=True)
+        deactivated_token = start_session(deactivated).auth_token
+        deactivated.active = False
         db.session.commit()
         self.token = start_session(self.ordinary).auth_token
         self.admin_token = start_session(admin).auth_token
         with mock.patch("project.clock.utcnow", return_value=MORNING):
             expired = start_session(admin).auth_token
-        self.refusals: dict[str, tuple[dict[str, str], tuple[int, str, str]]] = {
-            "no token": ({}, self.NO_TOKEN),
-            "bad token": (bearer(self.admin_token[:-2]), self.BAD_TOKEN),
-            "expired token": (bearer(expired), self.OLD_TOKEN),
-            "other scheme": ({"Authorization": f"Basic {self.admin_token}"}, self.BAD_TOKEN),
-            "ordinary user": (bearer(self.token), self.FORBIDDEN),
-            "deactivated admin": (bearer(resting_token), self.INACTIVE),
+        self.refusals: dict[str, tuple[dict[str, str], type[errors.ServiceError]]] = {
+            "no token": ({}, errors.TokenMissing),
+            "bad token": (bearer(self.admin_token[:-2]), errors.TokenInvalid),
+            "expired token": (bearer(expired), errors.TokenExpired),
+            "other scheme": ({"Authorization": f"Basic {self.admin_token}"}, errors.TokenInvalid),
+            "ordinary user": (bearer(self.token), errors.PermissionDenied),
+            "deactivated admin": (bearer(deactivated_token), errors.AccountInactive),
         }
 
     def routes(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """Return one request for each thing that only an admin may do."""
+        """Return a request for each thing that only an admin may do."""
         return [
             ("GET", "/users", {}),
             ("GET", "/users?limit=0", {}),
@@ -346,7 +351,7 @@ class TestClosedUsers(BaseTestCase):
         ]
 
     def test_refusals(self) -> None:
-        """Whoever is no active admin is refused, before anything they sent is looked at."""
+        """Every caller but an active admin is refused, before the rest of the request is read."""
         before = stored_users()
         for (method, path, body), (caller, (headers, refusal)) in itertools.product(
             self.routes(), self.refusals.items()
@@ -355,45 +360,47 @@ class TestClosedUsers(BaseTestCase):
                 response = self.client.open(path, method=method, headers=headers, **body)
 
                 if method == "HEAD":
-                    self.assertEqual(refusal[0], response.status_code)
+                    self.assertEqual(refusal.status, response.status_code)
                 else:
-                    self.assert_error(response, *refusal)
+                    self.assert_error(response, refusal)
         self.assertEqual(before, stored_users())
 
     def test_self(self) -> None:
-        """A user sees themselves."""
+        """Users may read themselves."""
         response = self.get(f"/users/{self.ordinary.id}", self.token)
 
         self.assertEqual(200, response.status_code)
         self.assertEqual(public(self.ordinary), response.get_json()["data"])
 
     def test_deactivated_self(self) -> None:
-        """A user who is deactivated does not see themselves."""
+        """A deactivated user may not read themselves."""
         self.ordinary.active = False
         db.session.commit()
 
         response = self.get(f"/users/{self.ordinary.id}", self.token)
 
-        self.assert_error(response, *self.INACTIVE)
+        self.assert_error(response, errors.AccountInactive)
 
     def test_admin(self) -> None:
-        """An active admin may do everything; a token gives no more than its user has right now."""
+        """An active admin may do everything, until the user loses the admin flag."""
         headers = bearer(self.admin_token)
 
         self.assertEqual(4, len(self.get("/users", self.admin_token).get_json()["data"]["users"]))
         self.assertEqual(200, self.get(f"/users/{self.other.id}", self.admin_token).status_code)
         added = self.client.post("/users", json=NEW_USER, headers=headers)
         self.assertEqual(201, added.status_code)
-        self.assert_error(self.get("/users/blah", self.admin_token), *UNKNOWN)
-        self.assert_error(self.get("/users?limit=0", self.admin_token), *INVALID_PAYLOAD)
-        self.assert_error(self.client.post("/users", json={}, headers=headers), *INVALID_PAYLOAD)
+        self.assert_error(self.get("/users/blah", self.admin_token), errors.UserNotFound)
+        self.assert_error(self.get("/users?limit=0", self.admin_token), errors.InvalidPayload)
+        self.assert_error(
+            self.client.post("/users", json={}, headers=headers), errors.InvalidPayload
+        )
 
         db.session.execute(text("UPDATE users SET admin = (1 = 0)"))
         db.session.commit()
-        self.assert_error(self.get("/users", self.admin_token), *self.FORBIDDEN)
+        self.assert_error(self.get("/users", self.admin_token), errors.PermissionDenied)
 
     def test_open_routes(self) -> None:
-        """The ping, registration and login ask nobody for a token."""
+        """Ping, registration and login need no token."""
         self.assertEqual(200, self.get("/ping").status_code)
         self.register()
         self.assertEqual(200, self.login().status_code)

@@ -1,7 +1,7 @@
-"""Attacks at random: however odd a request, no answer is a fault, or one that nobody documented.
+"""Random attacks: no request gets a server error or a response that is not documented.
 
-A hundred requests come to each route, the same each time. With ATTACKS=10000 it is so many, and
-others each time. What fails is shrunk and shown.
+Each route gets a hundred requests, the same in every run. ATTACKS=10000 sends that many, and
+different ones in every run. Hypothesis shrinks and prints a request that fails.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from sqlalchemy import delete
 from werkzeug.test import create_environ, run_wsgi_app
 
 from project import db, errors
-from project.api.models import User
+from project.models import User
 from project.tests import scratch
 from project.tests.base import BaseTestCase
+from project.tests.lib.log_capture import INJECTIONS
+from project.tests.rows import add_user, start_session
 from project.tests.scratch import Service
-from project.tests.test_logs import TRICKS
-from project.tests.utils import add_user, start_session
 
 ATTACKS = int(os.environ.get("ATTACKS") or 0)
-# Whatever can be turned on is on, and no limit is ever reached.
+# Every feature is on, and no limit is ever reached.
 SETTINGS = {
     "RATE_LIMITS": "true",
     "LOGIN_FAILURES_PER_ACCOUNT": "10000",
@@ -41,17 +41,17 @@ SETTINGS = {
     "TRUSTED_PROXIES": "1",
     "CORS_ORIGINS": "https://app.example",
     "USERS_API_OPEN": "false",
-    "API_DOCS": "false",  # the one page that is no JSON
+    "API_DOCS": "false",  # its page is no JSON
 }
 PASSWORD = "correct horse"
-# Here they are refused each time: the caller is the only admin, who stays.
+# These are always refused here, as the caller is the only admin.
 ONLY_REFUSED = {("DELETE", "/users/<user_id>"), ("DELETE", "/auth/account")}
-# These stand for the tokens of a session that lives, its id, and its user's.
+# Placeholders for the tokens of a live session, its ID and its user.
 AUTH, REFRESH, SESSION, USER = "<auth token>", "<refresh token>", "<session id>", "<user id>"
 
 
 def attacks(examples: int) -> settings:
-    """Return how Hypothesis makes so many attacks, or as many as ATTACKS says."""
+    """Return Hypothesis settings for this many attacks, or as many as ATTACKS says."""
     return settings(
         deadline=None,
         database=None,
@@ -64,7 +64,7 @@ def attacks(examples: int) -> settings:
 
 
 def catalogue(kind: type[errors.ServiceError] = errors.ServiceError) -> set[tuple[int, str, str]]:
-    """Return status, code and message of every refusal that is none of the service's own faults."""
+    """Return status, code and message of every error below 500."""
     entries = {(kind.status, kind.code, kind.message)} if kind.status < 500 else set()
     return entries.union(*(catalogue(each) for each in kind.__subclasses__()))
 
@@ -73,35 +73,35 @@ CATALOGUE = catalogue()
 
 
 class Attack(NamedTuple):
-    """A request, but for where it goes, as a WSGI server would hand it over.
+    """A request without its path, as a WSGI server passes it on.
 
-    Texts stand for bytes, one character for each, as PEP 3333 has it.
+    Each character of a text stands for one byte, as in PEP 3333.
     """
 
-    method: str | None  # None: the route's own
+    method: str | None  # None: the route's own method
     query: str
     headers: dict[str, str]
     body: bytes
-    length: str | None  # what is declared; None: the length of the body
-    terminated: bool  # whether the server knows where the body ends
+    length: str | None  # the declared length; None: the real one
+    terminated: bool  # whether the server marks the end of the body
 
 
 def as_bytes(text: str) -> str:
-    """Return the text that stands for the bytes of `text`."""
+    """Return the text whose characters stand for the bytes of `text` in UTF-8."""
     return text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
 def mostly(usual: st.SearchStrategy[Any], odd: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Give what is usual seven times out of eight, so that oddities come one at a time too."""
+    """Draw from `usual` seven times out of eight, so that oddities also come one at a time."""
     return st.sampled_from([usual] * 7 + [odd]).flatmap(lambda strategy: strategy)
 
 
-# Every byte, halves of a surrogate pair, and what is no letter, no digit, or not where it seems.
+# Every byte, surrogates, and characters that resemble others or change the direction of text.
 ALPHABET = (
     "".join(map(chr, range(256))) + "\u0301\u0665\u2028\u202e\u3000\ud800\udfff\ufeff\U0001f600"
 )
 TEXTS = st.text(ALPHABET, max_size=20) | st.sampled_from(
-    [*TRICKS, "", "0", "1", "-1", "1e400", "9" * 5_000, "a\u0301" * 3_000, "../.."]
+    [*INJECTIONS, "", "0", "1", "-1", "1e400", "9" * 5_000, "a\u0301" * 3_000, "../.."]
 )
 RAW = TEXTS.map(as_bytes) | st.text(ALPHABET[:256], max_size=20)
 VALUES = st.recursive(
@@ -111,7 +111,7 @@ VALUES = st.recursive(
 )
 NAMES = st.integers(0, 10**9).map("user{}".format)
 PASSWORDS = mostly(st.just(PASSWORD), st.just("wrong"))
-# What one route or another takes; keys that a route does not ask for are nothing to it.
+# The fields of all routes; each route ignores those of the others.
 FIELDS = {
     "username": NAMES,
     "email": st.just("admin@test.com") | NAMES.map("{}@test.com".format),
@@ -180,7 +180,7 @@ ATTACKS_ANYWHERE = st.builds(
 
 
 def plain(email: str) -> Attack:
-    """Return a request with nothing odd in it."""
+    """Return an ordinary request."""
     body = dict.fromkeys(FIELDS, PASSWORD) | {
         "username": "new",
         "email": email,
@@ -199,10 +199,10 @@ PATHS = st.lists(
 
 
 class TestAttacks(BaseTestCase):
-    """Requests at random, to every route and elsewhere."""
+    """Random requests to every route and to paths that are no route."""
 
     def setUp(self) -> None:
-        """Turn everything on, add an admin, and let Hypothesis keep its files elsewhere."""
+        """Turn every feature on, add an admin, and keep Hypothesis' files out of the repository."""
         with mock.patch.dict(os.environ, SETTINGS):
             super().setUp()
         self.admin = add_user("admin", "admin@test.com", PASSWORD, admin=True)
@@ -214,7 +214,7 @@ class TestAttacks(BaseTestCase):
         self.addCleanup(configuration.set_hypothesis_home_dir, None)
 
     def ask(self, method: str, path: str, attack: Attack) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body of the answer, as the server is given them."""
+        """Return status, headers and body of the response, as the server receives them."""
         auth, refresh = self.pair.auth_token, self.pair.refresh_token
         claims = jwt.decode(auth, options={"verify_signature": False})
         live = {AUTH: auth, REFRESH: refresh, SESSION: claims["sid"], USER: claims["sub"]}
@@ -236,7 +236,7 @@ class TestAttacks(BaseTestCase):
         }
         if attack.terminated:
             environ["wsgi.input_terminated"] = True
-        # As a server runs it: in a context, and so with a database session, of its own.
+        # As on a server: in a context, and so with a database session, of its own.
         answer = contextvars.Context().run(run_wsgi_app, self.app, environ, buffered=True)
         parts, status, headers = answer
         if status.startswith("2"):
@@ -244,14 +244,14 @@ class TestAttacks(BaseTestCase):
         return int(status.split()[0]), dict(headers), b"".join(parts)
 
     def undo(self) -> None:
-        """Leave nobody but the admin, with their password and a session that lives."""
+        """Restore the admin as the only user, with their password and a session."""
         db.session.execute(delete(User).where(User.id != self.admin.id))
         db.session.refresh(self.admin)
         self.admin.password = self.hashed
         self.pair = start_session(self.admin)
 
     def check(self, method: str, path: str, attack: Attack) -> int:
-        """Check that the answer is one that the contract has, and return its status."""
+        """Check that the contract has the response, and return its status."""
         status, headers, body = self.ask(method, path, attack)
 
         self.assertLess(status, 500, body)
@@ -274,7 +274,7 @@ class TestAttacks(BaseTestCase):
         return status
 
     def test_every_route(self) -> None:
-        """Each attack comes to each route; with nothing odd in it, it is let through."""
+        """Each attack is sent to each route; an ordinary request is accepted."""
         routes = [
             (method, rule.rule)
             for rule in self.app.url_map.iter_rules()
@@ -294,10 +294,10 @@ class TestAttacks(BaseTestCase):
                     unreached.discard((method, rule))
 
         check()
-        self.assertEqual(ONLY_REFUSED, unreached, "`plain` lacks what they take")
+        self.assertEqual(ONLY_REFUSED, unreached, "`plain` lacks a field of these")
 
-    def test_elsewhere(self) -> None:
-        """Paths that are nobody's."""
+    def test_unknown_paths(self) -> None:
+        """Each attack is sent to a path that is no route."""
 
         @attacks(100)
         @given(ATTACKS_ANYWHERE, PATHS)
@@ -309,10 +309,10 @@ class TestAttacks(BaseTestCase):
 
 LOGIN = b"POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 PING = b"GET /ping HTTP/1.1\r\nHost: a\r\n"
-# What is no HTTP, or hardly.
+# Malformed HTTP, and HTTP that servers often misread.
 RAW_REQUESTS = [
     b"\x00\x01\x02\xff\r\n\r\n",
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # how TLS begins
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # the start of TLS
     b"GET\r\n\r\n",
     b"GET /ping\r\n\r\n",
     b"GET /ping HTTP/9.9\r\n\r\n",
@@ -352,24 +352,24 @@ RAW_REQUESTS = [
 
 
 class TestBytes(unittest.TestCase):
-    """A server of production that is sent what is no HTTP, or hardly."""
+    """A production server that receives malformed HTTP."""
 
     service: Service
 
     @classmethod
     def setUpClass(cls) -> None:
-        """Start a server for all of them."""
+        """Start one server for all tests."""
         cls.service = cls.enterClassContext(Service(cls.enterClassContext(scratch.database())))
 
-    def assert_well(self) -> None:
+    def assert_still_serving(self) -> None:
         """Check that the next request is answered."""
         self.assertEqual(200, self.service.request("GET", "/ping")[0])
 
-    def test_every_oddity(self) -> None:
-        """Each is answered, by the server below us with a bare refusal, or by us as ever."""
+    def test_malformed_requests(self) -> None:
+        """The server refuses each without a body, or the service answers as documented."""
         for request in RAW_REQUESTS:
             with self.subTest(request[:80]), self.service.connect() as connection:
-                with contextlib.suppress(ConnectionError):  # it may hang up before it has it all
+                with contextlib.suppress(ConnectionError):  # the server may disconnect early
                     connection.sendall(request)
                 answer = http.client.HTTPResponse(connection)
                 answer.begin()
@@ -382,7 +382,7 @@ class TestBytes(unittest.TestCase):
                     refusal = json.loads(body)
                     entry = answer.status, refusal["code"], refusal["message"]
                     self.assertIn(entry, CATALOGUE)
-            self.assert_well()
+            self.assert_still_serving()
 
     @attacks(50)
     @given(
@@ -392,7 +392,7 @@ class TestBytes(unittest.TestCase):
         st.binary(max_size=20) | st.sampled_from([b"\r\n", b"\r\n\r\n", b": ", b"\0", b" "]),
     )
     def test_garbled(self, request: bytes, start: int, length: int, junk: bytes) -> None:
-        """A request with a hole, or something in it, is answered or hung up on; none hangs."""
+        """A request with bytes removed or inserted is answered or disconnected, and never hangs."""
         garbled = request[:start] + junk + request[start + length :]
         received = b""
         with self.service.connect() as connection, contextlib.suppress(ConnectionError):
@@ -402,4 +402,4 @@ class TestBytes(unittest.TestCase):
                 received += data
 
         self.assertRegex(received, rb"\A(HTTP/1\.[01] [124][0-9][0-9] |\Z)")
-        self.assert_well()
+        self.assert_still_serving()

@@ -1,4 +1,4 @@
-"""What the document says of every route alike does occur on each of them."""
+"""Errors that the document declares on every route occur on every route."""
 
 import functools
 import os
@@ -11,34 +11,34 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from project import db
-from project.api import document
-from project.api.models import User
+from project.api import openapi
+from project.models import User
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import add_user, start_session
+from project.tests.rows import add_user, start_session
 
 TOKENS = ("token_", "session_ended", "account_inactive")
 
 
 class TestEveryRoute(BaseTestCase):
-    """One admin asks for everything, and is refused in each of the ways that the document has."""
+    """An admin requests every route and receives every documented error."""
 
     settings: ClassVar[dict[str, Any]] = {"USERS_API_OPEN": False}
 
     def setUp(self) -> None:
-        """Log the admin in, and count what is provoked."""
+        """Log in an admin."""
         super().setUp()
         self.admin = add_user("root", "root@test.com", "test", admin=True)
         self.token = start_session(self.admin).auth_token
         self.provoked = 0
 
     def routes(self, code: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-        """Yield method, path, endpoint and operation of every route that may refuse with this."""
+        """Yield method, path, endpoint and operation of every route that declares this code."""
         endpoints = {
             (method, rule.rule.replace("<", "{").replace(">", "}")): rule.endpoint
             for rule in self.app.url_map.iter_rules()
             for method in rule.methods or ()
         }
-        for path, operations in document.describe(self.app)["paths"].items():
+        for path, operations in openapi.describe(self.app)["paths"].items():
             for method, operation in operations.items():
                 codes = {
                     example["value"]["code"]
@@ -52,29 +52,29 @@ class TestEveryRoute(BaseTestCase):
                     yield method.upper(), real, endpoints[method.upper(), path], operation
 
     def provoke(self, code: str, token: str | None = None, **request: Any) -> None:
-        """Ask every route that may refuse with this code, which has to be the answer."""
+        """Request every route that declares this code, and check that it is the answer."""
         for method, path, _, operation in self.routes(code):
-            # Without a guard it is a token in the body that is refused: test_refresh has those.
-            if "security" in operation or not code.startswith(TOKENS):
+            # Without security, the token is in the body: see test_refresh.
+            if operation["security"] or not code.startswith(TOKENS):
                 with self.subTest(code, method=method, path=path):
                     self.check(code, self.ask(method, path, operation, token, **request))
 
     def ask(
         self, method: str, path: str, operation: dict[str, Any], token: str | None, **request: Any
     ) -> TestResponse:
-        """Return the answer to a request that has an empty object for a body, if any."""
+        """Return the response to a request, with an empty object as the body if it has one."""
         if "requestBody" in operation:
             request = {"data": b"{}", "content_type": "application/json"} | request
         headers = bearer(token) if token else {}
         return self.client.open(path, method=method, headers=headers, **request)
 
     def check(self, code: str, response: TestResponse) -> None:
-        """Check that an answer has this code."""
+        """Check that a response has this code, and count it."""
         self.assertEqual(code, response.get_json()["code"])
         self.provoked += 1
 
     def test_tokens(self) -> None:
-        """Each way in which a token may be refused."""
+        """Every token error occurs on every route that declares it."""
         self.provoke("token_missing")
         self.provoke("token_invalid", "x")
         ended = start_session(self.admin).auth_token
@@ -89,7 +89,7 @@ class TestEveryRoute(BaseTestCase):
         self.assertGreater(self.provoked, 50)
 
     def test_https(self) -> None:
-        """What comes in the clear."""
+        """Plain HTTP is refused on every route that declares it."""
         with mock.patch.dict(os.environ, {"FORCE_HTTPS": "1"}):
             super().setUp()
         self.provoke("https_required", self.token)
@@ -97,17 +97,17 @@ class TestEveryRoute(BaseTestCase):
         self.assertGreater(self.provoked, 10)
 
     def test_size(self) -> None:
-        """A body that is too long."""
+        """A body over the limit is refused on every route that declares it."""
         self.provoke("payload_too_large", self.token, data=b" " * 70_000)
 
         self.assertGreater(self.provoked, 5)
 
     def test_places(self) -> None:
-        """More who hash, or send a body, than there are places."""
+        """Routes that reserve a slot answer 503 when all slots are taken."""
         places = self.app.config["GRANIAN_BLOCKING_THREADS"]
         with self.app.app_context():
             for _ in range(places // 2):
-                self.app.extensions["password_gate"].enter()
+                self.app.extensions["hashing_pool"].enter()
             for _ in range(places // 4):
                 self.app.extensions["body_bulkhead"].enter()
             self.provoke("busy", self.token)
@@ -115,7 +115,7 @@ class TestEveryRoute(BaseTestCase):
         self.assertGreater(self.provoked, 5)
 
     def test_faults(self) -> None:
-        """A mistake in a view, and a database that is away while it works."""
+        """An exception in a view is a 500, and an unavailable database a 503."""
         self.app.config["PROPAGATE_EXCEPTIONS"] = False
         away = OperationalError("SELECT secret", {}, OSError())
         for code, fault in (("internal_error", RuntimeError()), ("database_unavailable", away)):
@@ -131,7 +131,7 @@ class TestEveryRoute(BaseTestCase):
 
 
 def failing(view: Callable[..., Any], fault: Exception) -> Callable[..., Any]:
-    """Return a view with the same guards and answers, that raises."""
+    """Return a view that raises `fault`, with the same guards and responses."""
 
     @functools.wraps(view)
     def fail(**_: object) -> None:

@@ -1,83 +1,36 @@
-"""What is valid: bodies, ids and the Authorization header, to the edge of each rule."""
+"""Valid request bodies, ids and Authorization headers, up to the limit of each rule."""
 
 import io
 import json
-from typing import Any
 from unittest import mock
 from urllib.parse import quote
 
 from werkzeug.test import TestResponse
 
-from project.bulkhead import Bulkhead
-from project.tests.base import BaseTestCase, bearer
-from project.tests.test_sessions import NOT_FOUND, SessionsTestCase, session_of
-from project.tests.utils import add_user, start_session, stored_sessions, stored_users
+from project import errors
+from project.lib.bulkhead import Bulkhead
+from project.tests.base import BaseTestCase
+from project.tests.contract.cases import (
+    BODIES,
+    JSON,
+    LOGIN,
+    NEW_USER_ROUTES,
+    ROUTES,
+    SECRET,
+    USER,
+    InputTestCase,
+)
+from project.tests.rows import add_user, stored_users
 
-SECRET = "correct-horse-battery"
-USER = {"username": "justatest", "email": "test@test.com", "password": SECRET}
-LOGIN = {"email": "test@test.com", "password": SECRET}
-# The routes that take a body, and the word for failure in each.
-ROUTES = {
-    "/auth/register": "error",
-    "/users": "fail",
-    "/auth/login": "error",
-    "/auth/refresh": "error",
-    "/auth/password": "error",
-}
-BODIES: dict[str, dict[str, str]] = {
-    "/auth/register": USER,
-    "/users": USER,
-    "/auth/login": LOGIN,
-    "/auth/refresh": {"refresh_token": SECRET},
-    "/auth/password": {"current_password": SECRET, "new_password": SECRET},
-}
-ADDING = ["/auth/register", "/users"]
 LIMIT = 64 * 1024
-JSON = "application/json"
 NOT_STRINGS: list[object] = [1, 0, 1.5, True, False, None, [], [SECRET], {}, {"text": SECRET}]
-
-
-class InputTestCase(BaseTestCase):
-    """A test that sends bodies, with the token of somebody who is logged in."""
-
-    def setUp(self) -> None:
-        """Log a caller in, and stop the clock: no token expires by itself."""
-        super().setUp()
-        self.move_clock(0)
-        caller = add_user("caller", "caller@test.com", "caller's password")
-        self.caller = bearer(start_session(caller).auth_token)
-
-    def assert_refused(self, path: str, fields: set[str], **body: Any) -> None:
-        """Check a refusal: each field is named, no password is echoed, nobody is stored."""
-        before = stored_users(), stored_sessions()
-
-        response = self.client.post(path, headers=self.caller, **body)
-
-        data = self.assert_error(response, 400, "Invalid payload.", "invalid_payload", ROUTES[path])
-        self.assertEqual(fields, set(data["errors"]))
-        for reason in data["errors"].values():
-            self.assertIsInstance(reason, str)
-            self.assertTrue(reason)
-        self.assertNotIn(SECRET, response.get_data(as_text=True))
-        self.assertEqual(before, (stored_users(), stored_sessions()))
-
-    def post_raw(self, path: str, body: bytes, content_type: str | None = JSON) -> TestResponse:
-        """Return the answer to bytes."""
-        return self.client.post(path, data=body, content_type=content_type, headers=self.caller)
-
-    def assert_registered(self, **changes: object) -> dict[str, Any]:
-        """Check that USER with these changes registers, and return the stored row."""
-        response = self.client.post("/auth/register", json=USER | changes)
-
-        self.assertEqual(201, response.status_code, response.get_data(as_text=True))
-        return stored_users()[-1]
 
 
 class TestBodies(InputTestCase):
     """A body is a JSON object sent as application/json, of at most 64 KiB."""
 
     def test_no_object(self) -> None:
-        """What is no JSON object in UTF-8 is refused."""
+        """A body that is no JSON object in UTF-8 is refused."""
         text = json.dumps(USER)
         depth = 30_000
         for name, body in {
@@ -123,7 +76,7 @@ class TestBodies(InputTestCase):
                     self.assert_refused(path, {"body"}, data=body, content_type=JSON)
 
     def test_hundred_thousand_levels(self) -> None:
-        """A body of 100,000 levels is over the size, and brings nothing down."""
+        """A body of 100,000 levels is refused by its size."""
         for path in ROUTES:
             with self.subTest(path):
                 response = self.post_raw(path, b"[" * 100_000)
@@ -136,7 +89,7 @@ class TestBodies(InputTestCase):
             self.assert_refused(path, set(body), json={})
 
     def test_media_types(self) -> None:
-        """Only application/json is read."""
+        """Any media type other than application/json is refused."""
         known = f"text/plain text/json application/xml {JSON}p application json".split()
         suffixed = ["application/vnd.api+json", "application/problem+json", "application/json-seq"]
         forms = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
@@ -148,7 +101,7 @@ class TestBodies(InputTestCase):
                     self.assert_refused(path, {"body"}, data=body, content_type=media_type)
 
     def test_media_type_spellings(self) -> None:
-        """The media type may come in any case, and with its charset."""
+        """The media type is accepted in any case and with a charset."""
         self.register(**USER)
         for media_type in ("Application/JSON", f"{JSON}; charset=utf-8", f"{JSON};charset=UTF-8"):
             with self.subTest(media_type):
@@ -162,7 +115,7 @@ class TestBodies(InputTestCase):
         return text.replace('"padding": "', '"padding": "' + "x" * (size - len(text))).encode()
 
     def test_size(self) -> None:
-        """64 KiB fit, and one byte more does not, whether the length is declared or not."""
+        """64 KiB are accepted and one byte more is not, with or without a declared length."""
         chunked = {"CONTENT_LENGTH": "", "wsgi.input_terminated": True}
         for name, environ in {"declared": {}, "chunked": chunked}.items():
             for path in ROUTES:
@@ -178,17 +131,15 @@ class TestBodies(InputTestCase):
                         for size in (LIMIT + 1, LIMIT)
                     ]
 
-                    self.assert_error(
-                        answers[0], 413, "The payload is too large.", "payload_too_large"
-                    )
-                    # The second was read: an answer about the user, and not about the body.
+                    self.assert_error(answers[0], errors.PayloadTooLarge)
+                    # The second body was read: the response is about its fields.
                     self.assertNotIn("body", answers[1].get_json().get("errors", {}))
                     self.assertNotEqual(413, answers[1].status_code)
         names = [user["username"] for user in stored_users()]
         self.assertEqual(["caller", "justatest"], names)
 
     def test_declared_too_large(self) -> None:
-        """A body that only claims to be larger is not waited for."""
+        """A body that is only declared too large is refused without reading it."""
         environ = {"CONTENT_LENGTH": str(10**12)}
         for path, body in BODIES.items():
             with self.subTest(path):
@@ -200,7 +151,7 @@ class TestBodies(InputTestCase):
         self.assertEqual(["caller"], [user["username"] for user in stored_users()])
 
     def test_types(self) -> None:
-        """A field is a string: a number, a flag, null, a list and an object are none."""
+        """A field is a string, and no other JSON type."""
         for path, body in BODIES.items():
             for field in body:
                 for value in NOT_STRINGS:
@@ -208,24 +159,24 @@ class TestBodies(InputTestCase):
                         self.assert_refused(path, {field}, json=body | {field: value})
 
     def test_every_field_is_named(self) -> None:
-        """Everything that is wrong is said at once."""
+        """All invalid fields are named at once."""
         body = {"username": "", "email": "test", "password": 1}
 
         self.assert_refused("/auth/register", {"username", "email", "password"}, json=body)
 
     def test_unknown_keys(self) -> None:
-        """A key that is not asked for is ignored, the name of a column too."""
+        """An unknown key is ignored, even when it is the name of a column."""
         extra = {
             "id": 4_711,
             "admin": True,
             "active": False,
             "created_at": "2000-01-01T00:00:00Z",
-            "username_key": "somebody",
+            "username_key": "another",
             "role": "admin",
             "__class__": {"admin": True},
             "": None,
         }
-        for path in ADDING:
+        for path in NEW_USER_ROUTES:
             with self.subTest(path):
                 body = USER | {"username": path, "email": f"test@{path[-5:]}.com"} | extra
 
@@ -243,45 +194,44 @@ class TestBodies(InputTestCase):
                 self.assertEqual(200, login.status_code)
 
 
-class TestPlaces(InputTestCase):
-    """Few bodies that lead to no hash are read at once; the others need no place among them."""
+class TestBodySlots(InputTestCase):
+    """Bodies that lead to no hash are read in a limited number of slots."""
 
     def setUp(self) -> None:
-        """Let nobody wait for a place."""
+        """Let no request wait for a slot."""
         super().setUp()
-        self.enterContext(mock.patch("project.api.requests.BODY_PATIENCE", 0.0))
+        self.enterContext(mock.patch("project.api.requests.BODY_SLOT_TIMEOUT", 0.0))
 
     def refresh(self, body: bytes = b"{}") -> TestResponse:
-        """Return the answer to a body sent to /auth/refresh."""
+        """Return the response to a body sent to /auth/refresh."""
         return self.post_raw("/auth/refresh", body)
 
     def fill(self) -> None:
-        """Take every place, until the pushed context is popped."""
-        places: Bulkhead = self.app.extensions["body_bulkhead"]
+        """Take every slot until the pushed context is popped."""
+        slots: Bulkhead = self.app.extensions["body_bulkhead"]
         for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 4):
-            places.enter()
+            slots.enter()
 
     def test_full(self) -> None:
-        """Who finds no place is told when to come again, before the body is read."""
+        """Without a free slot the response is Busy, before the body is read."""
         with self.app.app_context():
             self.fill()
             for body in (b"", b"{", b"x" * 70_000, b'{"refresh_token": "x"}'):
                 response = self.refresh(body)
 
-                message = "The service is busy. Please try again."
-                self.assert_error(response, 503, message, "busy")
+                self.assert_error(response, errors.Busy)
                 self.assertEqual("1", response.headers["Retry-After"])
 
-    def test_others(self) -> None:
-        """Slow readers at /auth/refresh keep nobody from anything else."""
+    def test_other_routes(self) -> None:
+        """Slow bodies at /auth/refresh block no other route."""
         with self.app.app_context():
             self.fill()
             self.assertEqual(200, self.login("caller@test.com", "caller's password").status_code)
             self.assert_registered()
             self.assertEqual(200, self.client.get("/auth/status", headers=self.caller).status_code)
 
-    def test_given_back(self) -> None:
-        """Each request gives its place back, however it ends."""
+    def test_slots_are_released(self) -> None:
+        """Each request releases its slot, whatever its response."""
         with self.app.app_context():
             self.fill()
         refusals = {b"": 400, b"[": 400, b"{}": 400, b"x" * 70_000: 413}
@@ -292,18 +242,18 @@ class TestPlaces(InputTestCase):
 
 
 class TestIds(BaseTestCase):
-    """An id in a path is written in one way."""
+    """An id in a path has exactly one spelling."""
 
     def test_valid(self) -> None:
-        """The largest id is found."""
+        """The smallest and the largest id are found."""
         for number in (1, 2**31 - 1):
             with self.subTest(number):
                 add_user(f"user{number}", f"{number}@test.com", "test", id=number)
 
                 self.assertEqual(number, self.get(f"/users/{number}").get_json()["data"]["id"])
 
-    def test_others(self) -> None:
-        """What is no canonical decimal of an id is nobody's."""
+    def test_invalid(self) -> None:
+        """Any other text is an unknown user."""
         add_user("test", "test@test.com", "test", id=12)
         around = ["012", "0012", "+12", "-12", "12.0", "12e0", "1_2", "12,12", "12;", " 12", "12 "]
         control = ["12\n", "\n12", "12\0", "\t12"]
@@ -314,30 +264,14 @@ class TestIds(BaseTestCase):
             with self.subTest(path[:30]):
                 response = self.get(f"/users/{path}")
 
-                self.assert_error(response, 404, "User does not exist", "user_not_found", "fail")
-
-
-class TestSessionIds(SessionsTestCase):
-    """The id of a session in a path is written in one way."""
-
-    def test_others(self) -> None:
-        """What is no id of a session is a session that does not exist."""
-        token = self.start()
-        own = session_of(token)
-        around = [f" {own}", f"{own} ", f"{own}\n", f"{own}\0", f"{own}A", own[:-1], own[1:]]
-        words = ["blah", "null", "current", "all", "*", "%", "1", "é" * 22, "x" * 5_000]
-        quoted = map(quote, [*around, *words, own.swapcase(), "x" * 22, "+" * 22])
-        for path in [*quoted, "%00", "%00" * 22, f"{own[:-1]}%00", "%ff" * 22]:
-            with self.subTest(path[:50]):
-                self.assert_error(self.end(path, token), *NOT_FOUND)
-        self.assert_live(token)
+                self.assert_error(response, errors.UserNotFound)
 
 
 class TestAuthorization(BaseTestCase):
-    """The Authorization header is one scheme, one blank and one token."""
+    """The Authorization header is a scheme, one blank and a token."""
 
     def test_forms(self) -> None:
-        """The scheme comes in any case; everything else that is not exactly it is no token."""
+        """The scheme is accepted in any case; any other difference makes the token invalid."""
         self.move_clock(0)
         token = self.register()
         for scheme in ("Bearer", "bearer", "BEARER", "bEaReR"):
@@ -365,22 +299,21 @@ class TestAuthorization(BaseTestCase):
                 with self.subTest(value, path=path):
                     response = self.client.get(path, headers={"Authorization": value})
 
-                    message = "Invalid token. Please log in again."
-                    self.assert_error(response, 401, message, "token_invalid")
+                    self.assert_error(response, errors.TokenInvalid)
 
     def test_two_headers(self) -> None:
-        """Two headers are no token, even if both carry a good one."""
+        """Two headers are refused, even when both have a valid token."""
         value = f"Bearer {self.register()}"
         headers = [("Authorization", value), ("Authorization", value)]
 
         response = self.client.get("/auth/status", headers=headers)
 
-        self.assert_error(response, 401, "Invalid token. Please log in again.", "token_invalid")
+        self.assert_error(response, errors.TokenInvalid)
 
     def test_comes_before_the_query(self) -> None:
-        """Who is calling is asked before what they ask for is looked at."""
+        """The token is checked before the query."""
         missing = self.get("/auth/logout?scope=nobody")
         invalid = self.get("/auth/logout?scope=nobody", "invalid")
 
-        self.assert_error(missing, 403, "Provide a valid auth token.", "token_missing")
-        self.assert_error(invalid, 401, "Invalid token. Please log in again.", "token_invalid")
+        self.assert_error(missing, errors.LogoutTokenMissing)
+        self.assert_error(invalid, errors.TokenInvalid)

@@ -1,11 +1,11 @@
-"""Addresses: which text is one, and what it counts as."""
+"""Addresses: parsing, canonical spelling, and the network that they count as."""
 
 import unittest
 
 from hypothesis import given
 from hypothesis.strategies import ip_addresses, text
 
-from project import addresses
+from project.lib import addresses
 
 NO_ADDRESS = [
     "",
@@ -45,7 +45,7 @@ class TestAddresses(unittest.TestCase):
     """Pure functions of text."""
 
     def test_parse(self) -> None:
-        """An address has one spelling, whatever a proxy put round it."""
+        """An address has one spelling, with or without a port, brackets or blanks."""
         for given_, expected in {
             "192.0.2.1": "192.0.2.1",
             "\t 192.0.2.1 ": "192.0.2.1",
@@ -62,14 +62,14 @@ class TestAddresses(unittest.TestCase):
                 self.assertEqual(expected, addresses.parse(given_))
 
     def test_no_address(self) -> None:
-        """What is no address is never taken for one, and counts together."""
+        """Other text is no address, and all such text counts together."""
         for garbage in NO_ADDRESS:
             with self.subTest(garbage):
                 self.assertIsNone(addresses.parse(garbage))
                 self.assertEqual("", addresses.network(garbage))
 
     def test_network(self) -> None:
-        """IPv4 counts whole, IPv6 per /64, and IPv4 in IPv6's clothes as IPv4."""
+        """IPv4 counts per address, IPv6 per /64, and IPv4 mapped into IPv6 as IPv4."""
         for ip, expected in {
             "192.0.2.1": "192.0.2.1",
             "192.0.2.2": "192.0.2.2",
@@ -84,7 +84,7 @@ class TestAddresses(unittest.TestCase):
 
     @given(ip_addresses())
     def test_every_address(self, ip: object) -> None:
-        """What was parsed parses to itself, and counts as it did."""
+        """A parsed address parses to itself and counts as the same network."""
         parsed = addresses.parse(str(ip))
 
         self.assertIsNotNone(parsed)
@@ -93,6 +93,6 @@ class TestAddresses(unittest.TestCase):
 
     @given(text())
     def test_any_text(self, garbage: str) -> None:
-        """Nothing that a client writes is more than refused."""
+        """No text raises an error or gives a longer result than an address."""
         self.assertLessEqual(len(addresses.parse(garbage) or ""), 39)
         self.assertLessEqual(len(addresses.network(garbage)), 43)

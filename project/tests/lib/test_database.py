@@ -1,79 +1,27 @@
-"""The database: what a request costs it, and what its faults look like from outside."""
+"""The database: what requests cost it, and how its failures appear to clients."""
 
 import os
 import threading
 import time
-import unittest
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import mock
 
 from sqlalchemy import event, func, make_url, select, text
-from werkzeug.test import TestResponse
 
-from project import database, db, postgresql
-from project.api.models import User
+from project import db, errors
+from project.lib import database, postgresql
+from project.models import User
 from project.tests import scratch
-from project.tests.base import BaseTestCase
-from project.tests.pgproxy import PostgresProxy
-
-UNAVAILABLE = "The service is not available right now. Please try again."
-ON_POSTGRESQL = os.environ.get("DATABASE_TEST_URL", "").startswith("postgres")
+from project.tests.lib.cases import ProxiedDatabaseTestCase, ScratchTestCase
+from project.tests.scratch import ON_POSTGRESQL
 
 
-class ScratchTestCase(BaseTestCase):
-    """A test whose database nobody else uses."""
-
-    def setUp(self) -> None:
-        """Make the database, and the application on it."""
-        scratched = scratch.database()
-        self.url = scratched.__enter__()
-        self.addCleanup(scratched.__exit__, None, None, None)
-        with mock.patch.dict(os.environ, {"DATABASE_TEST_URL": self.reach(self.url)}):
-            super().setUp()
-
-    def reach(self, url: str) -> str:
-        """Return the URL under which the application reaches the database."""
-        return url
-
-    def assert_unavailable(self, response: TestResponse) -> None:
-        """Check that an answer says so, and when to come back."""
-        self.assert_error(response, 503, UNAVAILABLE, "database_unavailable")
-        self.assertGreater(int(response.headers["Retry-After"]), 0)
-
-    def add(self, name: str) -> TestResponse:
-        """Return the answer to a registration."""
-        user = {"username": name, "email": f"{name}@test.com", "password": "test"}
-        return self.client.post("/auth/register", json=user)
-
-
-@unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
-class FarAwayTestCase(ScratchTestCase):
-    """A test of PostgreSQL behind a proxy that counts, hangs and breaks."""
-
-    def reach(self, url: str) -> str:
-        """Go through the proxy."""
-        address = make_url(url)
-        self.proxy = PostgresProxy(address.host or "127.0.0.1", address.port or 5432)
-        self.proxy.__enter__()
-        self.addCleanup(self.proxy.__exit__, None, None, None)
-        proxied = address.set(host="127.0.0.1", port=self.proxy.port)
-        return proxied.render_as_string(hide_password=False)
-
-    def statements(self, call: Callable[[], object]) -> list[str]:
-        """Return the statements that a call sends, once everything is warm."""
-        call()
-        self.proxy.clear()
-        call()
-        return self.proxy.statements
-
-
-class TestFarAway(FarAwayTestCase):
-    """What requests cost, and what becomes of them while the database is not itself."""
+class TestProxiedDatabase(ProxiedDatabaseTestCase):
+    """The statements of requests, and requests while the database fails."""
 
     def test_reading_requests_cost_one_statement(self) -> None:
-        """Status, a user and a page of users are one prepared SELECT, in no transaction."""
+        """Status, a user and a page of users are one prepared SELECT outside a transaction."""
         token = self.register()
         for path in ("/auth/status", "/users", "/users/1"):
             with self.subTest(path):
@@ -81,8 +29,8 @@ class TestFarAway(FarAwayTestCase):
 
                 self.assertEqual(["EXECUTE"], [statement.split()[0] for statement in statements])
 
-    def test_what_a_login_costs(self) -> None:
-        """A login reads once and writes twice, in a transaction of a connection that was tried."""
+    def test_statements_of_a_login(self) -> None:
+        """A login reads once, then writes twice in a transaction on a pre-pinged connection."""
         self.register()
 
         words = [statement.split()[0] for statement in self.statements(self.login)]
@@ -90,7 +38,7 @@ class TestFarAway(FarAwayTestCase):
         self.assertEqual(["EXECUTE", "SELECT", "BEGIN", "INSERT", "INSERT", "COMMIT"], words)
 
     def test_prepared_statements_that_are_gone(self) -> None:
-        """Other connections of a pooler, or an altered table, cost nobody an answer."""
+        """Prepared statements that a pooler or a migration invalidates are replaced unnoticed."""
         token = self.register()
         for name, statement in {
             "gone": "DEALLOCATE ALL",
@@ -112,7 +60,7 @@ class TestFarAway(FarAwayTestCase):
                 self.assertEqual(["SELECT"], [statement.split()[0] for statement in plain])
 
     def test_statement_that_is_prepared_already(self) -> None:
-        """A connection on which somebody else has prepared the same statement serves too."""
+        """A connection that already has the prepared statement can be used."""
         token = self.register()
         self.get("/auth/status", token)
         with db.engines[database.READ].connect() as connection:
@@ -122,11 +70,11 @@ class TestFarAway(FarAwayTestCase):
         self.assertEqual(200, self.get("/auth/status", token).status_code)
 
     def test_ping_costs_none(self) -> None:
-        """Whether the process answers is not the database's business."""
+        """Ping sends no statement."""
         self.assertEqual([], self.statements(lambda: self.get("/ping")))
 
     def test_database_away_and_back(self) -> None:
-        """Away is a 503 at once; back is a 200 at the first try, with no restart."""
+        """An unavailable database is a 503 at once, and a 200 as soon as it is back."""
         token = self.register()
         self.assertEqual(200, self.get("/auth/status", token).status_code)
 
@@ -142,7 +90,7 @@ class TestFarAway(FarAwayTestCase):
         self.assertEqual(201, self.add("meanwhile").status_code)
 
     def test_restart_between_two_requests_goes_unnoticed(self) -> None:
-        """Connections that died in the pool cost nobody an answer."""
+        """Connections that died in the pool fail no request."""
         token = self.register()
         self.proxy.cut()
         self.proxy.restore()
@@ -153,12 +101,12 @@ class TestFarAway(FarAwayTestCase):
         self.assertEqual(201, self.add("after").status_code)
 
     def test_database_that_hangs(self) -> None:
-        """A server that accepts and says nothing is a 503 in time, for old and new connections."""
+        """A database that does not respond is a 503 in time, on old and new connections."""
         token = self.register()
         self.get("/auth/status", token)
         self.proxy.freeze()
         with (
-            mock.patch.object(postgresql.PatientConnection, "answer_timeout", 0.1),
+            mock.patch.object(postgresql.TimeLimitedConnection, "answer_timeout", 0.1),
             mock.patch.object(postgresql, "SUSPICION", 0.05),
         ):
             for name in ("old", "new"):
@@ -174,7 +122,7 @@ class TestFarAway(FarAwayTestCase):
         self.assertEqual(201, self.add("later").status_code)
 
     def test_hanging_database_holds_half_of_the_threads(self) -> None:
-        """While some wait for a database that hangs, the others are told early."""
+        """Half of the requests wait for a database that hangs; the others fail early."""
         token = self.register()
         places = self.app.config["GRANIAN_BLOCKING_THREADS"] // 2
         durations = []
@@ -186,7 +134,7 @@ class TestFarAway(FarAwayTestCase):
 
         threads = [threading.Thread(target=ask) for _ in range(2 * places)]
         with (
-            mock.patch.object(postgresql.PatientConnection, "answer_timeout", 1.5),
+            mock.patch.object(postgresql.TimeLimitedConnection, "answer_timeout", 1.5),
             mock.patch.object(postgresql, "SUSPICION", 0.1),
         ):
             self.proxy.freeze()
@@ -200,10 +148,10 @@ class TestFarAway(FarAwayTestCase):
         self.assertEqual(places, sum(1.4 < duration < 3 for duration in durations), durations)
 
     def test_waits_add_up_to_less_than_five_seconds(self) -> None:
-        """The longest way to a 503 is an old connection that hangs, then a new one that does."""
+        """The longest wait is an old connection that hangs, then a new one, then a 503."""
         self.assertLess(2 * postgresql.ANSWER_TIMEOUT, 5)
         self.assertLessEqual(database.POOL_TIMEOUT, 5)
-        self.assertEqual(postgresql.ANSWER_TIMEOUT, postgresql.PatientConnection.answer_timeout)
+        self.assertEqual(postgresql.ANSWER_TIMEOUT, postgresql.TimeLimitedConnection.answer_timeout)
         for name in (None, database.READ):
             pool: Any = db.engines[name].pool
             self.assertEqual(self.app.config["GRANIAN_BLOCKING_THREADS"], pool.size())
@@ -211,11 +159,11 @@ class TestFarAway(FarAwayTestCase):
             self.assertEqual(0, pool._max_overflow)
 
 
-class TestFaults(ScratchTestCase):
-    """Databases that take no writes."""
+class TestUnwritableDatabase(ScratchTestCase):
+    """Databases that refuse writes."""
 
     def test_full_database(self) -> None:
-        """No room left is a 503 for whoever writes, reading goes on, and room ends it."""
+        """On a full disk writes are a 503 and reads succeed, until there is room again."""
         token = self.register()
         late = self.fill()
 
@@ -226,7 +174,7 @@ class TestFaults(ScratchTestCase):
         self.assertEqual(201, self.add(late).status_code)
 
     def fill(self) -> str:
-        """Leave no room: PostgreSQL's own error, SQLite's own limit; return who comes too late."""
+        """Fill the database; return a username for which there is no room."""
         if ON_POSTGRESQL:
             scratch.execute(
                 self.url,
@@ -243,14 +191,14 @@ class TestFaults(ScratchTestCase):
         return f"{number:0100}"
 
     def make_room(self) -> None:
-        """End what `fill` did."""
+        """Undo what `fill` did."""
         if ON_POSTGRESQL:
             scratch.execute(self.url, "DROP TRIGGER full_disk ON users")
         else:
             self.pragma("max_page_count = 100000")
 
     def test_read_only_database(self) -> None:
-        """A database that takes no writes is a 503 for whoever writes, until it does again."""
+        """On a read-only database writes are a 503, until it is writable again."""
         token = self.register()
         self.make_read_only(True)
 
@@ -261,7 +209,7 @@ class TestFaults(ScratchTestCase):
         self.assertEqual(201, self.add("late").status_code)
 
     def make_read_only(self, read_only: bool) -> None:
-        """Let new sessions be read-only, or no longer; existing ones stay what they are."""
+        """Make new database sessions read-only, or writable again; open ones do not change."""
         if ON_POSTGRESQL:
             name = make_url(self.url).database
             setting = "on" if read_only else "off"
@@ -275,14 +223,16 @@ class TestFaults(ScratchTestCase):
         self.pragma(f"query_only = {int(read_only)}")
 
     def pragma(self, setting: str) -> None:
-        """Change a setting of the connection that SQLite is written through."""
+        """Change a setting of SQLite's connection for writes."""
         connection = db.engine.raw_connection()
         connection.cursor().execute(f"PRAGMA {setting}")
         connection.close()
 
-    def test_mistake_of_ours_is_no_fault_of_the_database(self) -> None:
-        """A statement that is wrong is a 500: coming back later would not help."""
-        with mock.patch("project.accounts._BY_ID", {False: text("SELECT nothing FROM users")}):
+    def test_invalid_statement(self) -> None:
+        """An invalid statement is a 500, as a retry would not help."""
+        with mock.patch(
+            "project.accounts.directory._BY_ID", {False: text("SELECT nothing FROM users")}
+        ):
             response = self.get("/users/1")
 
         expected = 500 if ON_POSTGRESQL else 503  # SQLite does not tell the two apart
@@ -291,15 +241,15 @@ class TestFaults(ScratchTestCase):
 
 
 class TestConcurrency(ScratchTestCase):
-    """Many at once."""
+    """Simultaneous requests, and transactions."""
 
     def setUp(self) -> None:
-        """Let the server have room for all of them at the gate."""
+        """Make hash slots for all simultaneous requests."""
         with mock.patch.dict(os.environ, {"GRANIAN_BLOCKING_THREADS": "20"}):
             super().setUp()
 
     def test_equal_registrations_at_once_make_one_user(self) -> None:
-        """Of ten equal registrations one is answered 201 and nine are told."""
+        """Of ten simultaneous equal registrations, one succeeds and nine are refused."""
         barrier = threading.Barrier(10)
         statuses = []
 
@@ -316,12 +266,12 @@ class TestConcurrency(ScratchTestCase):
         for thread in threads:
             thread.join()
 
-        taken = (400, "Sorry. That user already exists.")
+        taken = (errors.UserExists.status, errors.UserExists.message)
         self.assertEqual([(201, "Successfully registered."), *[taken] * 9], sorted(statuses))
         self.assertEqual(1, db.session.scalar(select(func.count()).select_from(User)))
 
     def test_every_write_is_in_a_transaction(self) -> None:
-        """A registration begins a transaction and commits it, and so does one that is refused."""
+        """A registration is one transaction, and a refused one is rolled back and recorded."""
         seen: list[str] = []
         event.listen(db.engine, "begin", lambda _connection: seen.append("begin"))
         event.listen(db.engine, "commit", lambda _connection: seen.append("commit"))

@@ -1,4 +1,4 @@
-"""The client's address and scheme, behind proxies and without."""
+"""The client's address and scheme, with and without trusted proxies."""
 
 import os
 from typing import Any
@@ -8,23 +8,23 @@ from werkzeug.datastructures import Headers
 
 from project.tests.base import BaseTestCase, bearer
 
-PEER = "10.0.0.1"  # the proxy that is next to the service, or nobody's
+PEER = "10.0.0.1"  # of the connection: the last proxy, or a client
 CREDENTIALS = {"email": "test@test.com", "password": "test"}
 
 
 class ProxyTestCase(BaseTestCase):
-    """A test of a service behind as many proxies as `hops` says."""
+    """A test of an application behind `hops` trusted proxies."""
 
     hops = ""
 
     def setUp(self) -> None:
-        """Make the application with TRUSTED_PROXIES set, and register a user."""
+        """Create the application with TRUSTED_PROXIES, and register a user."""
         with mock.patch.dict(os.environ, TRUSTED_PROXIES=self.hops):
             super().setUp()
         self.register()
 
     def address(self, *forwarded: str, peer: str = PEER, **headers: str) -> str | None:
-        """Return the `ip` of the session that a login with these X-Forwarded-For headers starts."""
+        """Log in with these X-Forwarded-For headers, and return the `ip` of the session."""
         environ: dict[str, Any] = {"environ_overrides": {"REMOTE_ADDR": peer}}
         lines = Headers(headers)
         for line in forwarded:
@@ -38,17 +38,17 @@ class ProxyTestCase(BaseTestCase):
         return ip
 
     def assert_addresses(self, expected: dict[str, str]) -> None:
-        """Check which address each X-Forwarded-For comes to."""
+        """Check the address that each X-Forwarded-For leads to."""
         for forwarded, ip in expected.items():
             with self.subTest(forwarded):
                 self.assertEqual(ip, self.address(forwarded))
 
 
 class TestNoProxy(ProxyTestCase):
-    """Nobody in front: the default."""
+    """No trusted proxy, which is the default."""
 
-    def test_nothing_is_believed(self) -> None:
-        """The address is the peer's, whatever a header of the request says."""
+    def test_headers_are_not_trusted(self) -> None:
+        """The address is the peer's, whatever the headers say."""
         self.assertEqual(PEER, self.address("192.0.2.1"))
         for name in ("Forwarded", "X-Real-IP", "Client-IP", "X-Client-IP", "True-Client-IP"):
             with self.subTest(name):
@@ -56,18 +56,18 @@ class TestNoProxy(ProxyTestCase):
                 self.assertEqual(PEER, self.address(**{name: value}))
 
     def test_peer(self) -> None:
-        """The peer's own address is kept in one spelling; a socket that has none keeps none."""
+        """The peer's address is stored in one spelling; a socket without an address stores none."""
         self.assertEqual("192.0.2.7", self.address(peer="::ffff:192.0.2.7"))
         self.assertIsNone(self.address("192.0.2.1", peer=""))
 
 
 class TestOneProxy(ProxyTestCase):
-    """One proxy, which adds the address it was called from on the right."""
+    """One trusted proxy, which appends the address of its client."""
 
     hops = "1"
 
     def test_address(self) -> None:
-        """The rightmost entry is the client's."""
+        """The rightmost entry is the client's address."""
         self.assert_addresses(
             {
                 "192.0.2.1": "192.0.2.1",
@@ -80,8 +80,8 @@ class TestOneProxy(ProxyTestCase):
             }
         )
 
-    def test_what_the_client_wrote(self) -> None:
-        """Nothing left of the trusted entry changes it: no address, comma, quotation or length."""
+    def test_spoofed_entries(self) -> None:
+        """Entries left of the trusted one have no effect, whatever their content or length."""
         for spoofed in (
             "203.0.113.9",
             "203.0.113.9, 203.0.113.8",
@@ -98,23 +98,23 @@ class TestOneProxy(ProxyTestCase):
                 self.assertEqual("192.0.2.1", self.address(f"{spoofed}, 192.0.2.1"))
 
     def test_several_headers(self) -> None:
-        """A proxy that adds a header line of its own has the last word too."""
+        """The last of several headers has the trusted entry."""
         self.assertEqual("192.0.2.1", self.address("203.0.113.9", "192.0.2.1"))
 
-    def test_garbage_in_the_trusted_place(self) -> None:
-        """What is no address is not taken for one: the address is the peer's, which is known."""
+    def test_garbage_in_the_trusted_entry(self) -> None:
+        """When the trusted entry is no address, the peer's address is used."""
         for garbage in ("", "unknown", "203.0.113.9,", "203.0.113.9, unix:", "1.2.3", "fe80::1%x"):
             with self.subTest(garbage):
                 self.assertEqual(PEER, self.address(garbage))
         self.assertIsNone(self.address("unknown", peer=""))
 
     def test_no_header(self) -> None:
-        """A request that came past the proxy has its own address, and no other header gives it."""
+        """Without X-Forwarded-For the peer's address is used, and no other header is read."""
         self.assertEqual(PEER, self.address())
         self.assertEqual(PEER, self.address(**{"X-Real-IP": "192.0.2.1", "Forwarded": "for=::1"}))
 
     def test_only_address_and_scheme(self) -> None:
-        """Neither host, port nor prefix is taken from a header."""
+        """Host, port and prefix are not taken from headers."""
         lines = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/auth"}
         answer = self.client.get("/status", headers=lines | {"X-Forwarded-Port": "1"})
 
@@ -122,12 +122,12 @@ class TestOneProxy(ProxyTestCase):
 
 
 class TestTwoProxies(ProxyTestCase):
-    """Two proxies, one behind the other."""
+    """Two trusted proxies in a row."""
 
     hops = "2"
 
     def test_address(self) -> None:
-        """The entry is the second from the right, over however many headers."""
+        """The second entry from the right is the client's, across all headers."""
         self.assert_addresses(
             {
                 "192.0.2.1, 10.0.0.2": "192.0.2.1",
@@ -141,5 +141,5 @@ class TestTwoProxies(ProxyTestCase):
         self.assertEqual("192.0.2.1", self.address("203.0.113.9", "192.0.2.1, 10.0.0.2"))
 
     def test_fewer_entries_than_proxies(self) -> None:
-        """Who came past a proxy is believed nothing: the address is the peer's."""
+        """With fewer entries than proxies the peer's address is used."""
         self.assert_addresses({"192.0.2.1": PEER, "": PEER, ", 192.0.2.1": PEER})

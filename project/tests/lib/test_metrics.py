@@ -1,4 +1,4 @@
-"""Figures for Prometheus, of a server with two processes."""
+"""Metrics for Prometheus, of a server with two processes."""
 
 import http.client
 import shutil
@@ -15,19 +15,18 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
 
+from bench.pgproxy import PostgresProxy
 from project.tests import scratch
-from project.tests.pgproxy import PostgresProxy
-from project.tests.scratch import Service
-from project.tests.test_database import ON_POSTGRESQL
+from project.tests.scratch import ON_POSTGRESQL, Service
 
-PATIENCE = 10  # seconds
+TIMEOUT = 10  # seconds
 
 
 class MetricsTestCase(unittest.TestCase):
-    """A test with a server that shows its figures."""
+    """A test with a server that exposes metrics."""
 
     def start(self, url: str | None = None, **environment: str) -> None:
-        """Start it."""
+        """Start the server."""
         self.port = scratch.free_port()
         self.service = self.enterContext(
             Service(
@@ -38,8 +37,8 @@ class MetricsTestCase(unittest.TestCase):
         )
 
     def text(self) -> str:
-        """Return what Prometheus gets; a process that answers may be gone a moment ago."""
-        deadline = time.monotonic() + PATIENCE
+        """Return the response to Prometheus, retrying while a process is being replaced."""
+        deadline = time.monotonic() + TIMEOUT
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
             try:
@@ -55,8 +54,8 @@ class MetricsTestCase(unittest.TestCase):
             finally:
                 connection.close()
 
-    def figures(self) -> dict[tuple[str, ...], float]:
-        """Return every figure by its name and the values of its labels, in order of the labels."""
+    def metrics(self) -> dict[tuple[str, ...], float]:
+        """Return each sample by its name and the values of its labels, ordered by label."""
         return {
             (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
             for family in text_string_to_metric_families(self.text())
@@ -64,14 +63,14 @@ class MetricsTestCase(unittest.TestCase):
         }
 
     def wait_for(self, value: float, *name: str, or_more: bool = False) -> None:
-        """Wait until a figure is this, or more."""
-        deadline = time.monotonic() + PATIENCE
-        while (found := self.figures().get(name, 0)) != value and not (or_more and found > value):
+        """Wait until a metric has this value, or more."""
+        deadline = time.monotonic() + TIMEOUT
+        while (found := self.metrics().get(name, 0)) != value and not (or_more and found > value):
             self.assertLess(time.monotonic(), deadline, f"{name} is {found}")
             time.sleep(0.02)
 
     def directory(self) -> Path | None:
-        """Return where the processes count, if they do."""
+        """Return the directory in which the processes count, or None."""
         environment = Path(f"/proc/{self.service.process.pid}/environ").read_bytes().split(b"\0")
         for one in environment:
             if one.startswith(b"PROMETHEUS_MULTIPROC_DIR="):
@@ -79,7 +78,7 @@ class MetricsTestCase(unittest.TestCase):
         return None
 
     def login(self) -> socket.socket:
-        """Begin to log in as nobody, and return the connection."""
+        """Start a login with an unknown email, and return the connection."""
         line = self.service.connect()
         body = b'{"email": "a@b.c", "password": "password"}'
         line.sendall(
@@ -89,18 +88,18 @@ class MetricsTestCase(unittest.TestCase):
         return line
 
 
-class TestFigures(MetricsTestCase):
-    """What is counted."""
+class TestMetrics(MetricsTestCase):
+    """Which metrics there are."""
 
-    def test_answers(self) -> None:
-        """Every answer of either process is counted and timed, by rule and never by path."""
+    def test_requests(self) -> None:
+        """Requests to either process are counted and timed by route, never by path."""
         self.start()
-        for number in range(40):  # each on a new connection, so that both get some
+        for number in range(40):  # each on a new connection, so that both processes get some
             self.service.request("GET", f"/users/{number + 7}")
             self.service.request("GET", f"/nothing/{number}")
             self.service.request(f"METHOD{number}", "/ping")
 
-        found = self.figures()
+        found = self.metrics()
 
         answers, seconds = "users_http_requests_total", "users_http_request_seconds_count"
         rule = "/users/<user_id>"
@@ -117,7 +116,7 @@ class TestFigures(MetricsTestCase):
         self.assertEqual(2, sum(b"/users/<user_id>" in share for share in shares))
 
     def test_events(self) -> None:
-        """Registrations, logins and why they are refused, refreshes and theft, pauses."""
+        """Events are counted by kind and reason, and refusals by code and route."""
         self.start(LOGIN_FAILURES_PER_ACCOUNT="2", KNOWN_ADDRESS_DAYS="0")
         _, first, _ = self.service.register("ada")
         pair = first
@@ -126,12 +125,12 @@ class TestFigures(MetricsTestCase):
             _, pair, _ = self.service.request("POST", "/auth/refresh", body)
         self.service.request("POST", "/auth/refresh", {"refresh_token": first["refresh_token"]})
         self.service.login("ada")
-        self.service.login("nobody")
+        self.service.login("unknown")
         wrong = {"email": "ada@test.com", "password": "wrong"}
         for _ in range(5):
             self.service.request("POST", "/auth/login", wrong)
 
-        found = self.figures()
+        found = self.metrics()
 
         events = {key[1:]: value for key, value in found.items() if key[0] == "users_events_total"}
         self.assertEqual(
@@ -149,7 +148,7 @@ class TestFigures(MetricsTestCase):
         self.assertEqual(1, found["users_refusals_total", "refresh_reused", "/auth/refresh"])
 
     def test_hashes_and_connections(self) -> None:
-        """How many hash and wait for it, how long it takes, and how many connections are taken."""
+        """Running, waiting and finished hashes and pooled connections are counted."""
         self.start(BCRYPT_LOG_ROUNDS="13", BCRYPT_THREADS="1")
         lines = [self.login() for _ in range(6)]
         self.wait_for(2, "users_hashes_waiting", or_more=True)
@@ -160,7 +159,7 @@ class TestFigures(MetricsTestCase):
 
         self.wait_for(6, "users_hash_seconds_count")
         self.wait_for(0, "users_hashes_running")
-        found = self.figures()
+        found = self.metrics()
         self.assertEqual(0, found["users_hashes_waiting",])
         self.assertGreater(found["users_hash_seconds_sum",], 0)
         for pool in ("read", "write"):
@@ -169,14 +168,14 @@ class TestFigures(MetricsTestCase):
 
     @unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
     def test_connections_that_break(self) -> None:
-        """A connection counts as taken for as long as it is, also where it cannot be made."""
+        """A connection counts as in use only while it is, even when connecting fails."""
         address = make_url(self.enterContext(scratch.database()))
         proxy = self.enterContext(PostgresProxy(address.host or "127.0.0.1", address.port or 5432))
         ours = address.set(host="127.0.0.1", port=proxy.port)
         self.start(ours.render_as_string(hide_password=False), RATE_LIMITS="0")
         self.service.register("ada")
         for _ in range(20):  # so that both processes have a connection
-            self.service.login("nobody")
+            self.service.login("unknown")
         proxy.freeze()
         with self.login() as line:
             self.wait_for(1, "users_pool_in_use", "read")
@@ -193,10 +192,10 @@ class TestFigures(MetricsTestCase):
 
 
 class TestProcesses(MetricsTestCase):
-    """Processes that come and go."""
+    """Worker processes that are killed and replaced."""
 
     def test_killed(self) -> None:
-        """What a killed process has counted stays, what it was doing goes, and another answers."""
+        """A killed process keeps its counters, loses its gauges, and another one takes over."""
         self.start(BCRYPT_LOG_ROUNDS="15")
         before = self.service.workers()
         for _ in range(20):
@@ -207,25 +206,25 @@ class TestProcesses(MetricsTestCase):
                 self.service.kill_a_worker(worker)
 
         ping = ("users_http_requests_total", "GET", "/ping", "200")
-        self.assertEqual(20, self.figures()[ping])
+        self.assertEqual(20, self.metrics()[ping])
         self.wait_for(0, "users_hashes_running")
         self.wait_for(32, "users_pool_size", "read")
         self.service.request("GET", "/ping")
-        self.assertEqual(21, self.figures()[ping])
+        self.assertEqual(21, self.metrics()[ping])
 
 
 class TestPort(MetricsTestCase):
-    """METRICS_PORT, and those who have it set."""
+    """METRICS_PORT."""
 
     def test_off(self) -> None:
-        """Without it nothing is listened on and nothing is counted."""
+        """Without METRICS_PORT no port is opened and nothing is counted."""
         self.service = self.enterContext(Service(self.enterContext(scratch.database())))
 
         self.assertIsNone(self.directory())
         self.assertEqual({self.service.port}, self.listening())
 
     def listening(self) -> set[int]:
-        """Return the ports that the processes of the server listen on."""
+        """Return the ports on which the processes of the server listen."""
         inodes = {
             str(file.readlink())
             for process in (self.service.process.pid, *self.service.workers())
@@ -240,7 +239,7 @@ class TestPort(MetricsTestCase):
         }
 
     def test_taken(self) -> None:
-        """Where somebody else has it, that is logged, and requests are answered."""
+        """A port that is in use is logged, and requests are answered."""
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = str(other.getsockname()[1])
             with Service(self.enterContext(scratch.database()), METRICS_PORT=port) as service:
@@ -248,7 +247,7 @@ class TestPort(MetricsTestCase):
         self.assertEqual(1, service.log.count("metrics_port_unavailable"))
 
     def test_command(self) -> None:
-        """A command that runs beside the server, with its settings, does not get in its way."""
+        """A command with the server's settings leaves the server's metrics alone."""
         url = self.enterContext(scratch.database())
         self.start(url)
         settings: dict[str, Any] = {
@@ -264,7 +263,7 @@ class TestPort(MetricsTestCase):
         self.assertIn("users_pool_size", self.text())
 
     def test_old_directories(self) -> None:
-        """What a server has left behind is removed by the next one, but not before it is over."""
+        """A server removes the directory of an earlier one, but not while that one runs."""
         temporary = Path(self.enterContext(tempfile.TemporaryDirectory()))
         self.start(TMPDIR=str(temporary))
         old = self.directory()
@@ -281,7 +280,7 @@ class TestPort(MetricsTestCase):
         self.assertFalse(old.exists())
 
     def test_same_port(self) -> None:
-        """The service's own port is none for figures; one line says so."""
+        """The service's own port is refused for metrics with one line."""
         settings = {
             "APP_SETTINGS": "project.config.ProductionConfig",
             "SECRET_KEY": "0123456789abcdefghijklmnopqrstuvwxyz",
@@ -294,14 +293,14 @@ class TestPort(MetricsTestCase):
         self.assertEqual(1, result.returncode)
         self.assertEqual("METRICS_PORT and GRANIAN_PORT are both 5000.\n", result.stderr)
 
-    def test_a_directory_of_others(self) -> None:
-        """A server counts in its own directory, whatever it is told, and is alone in there."""
+    def test_own_directory(self) -> None:
+        """A server always counts in a directory of its own."""
         self.start(PROMETHEUS_MULTIPROC_DIR=self.enterContext(tempfile.TemporaryDirectory()))
 
-        self.assertEqual(32, self.figures()["users_pool_size", "read"])
+        self.assertEqual(32, self.metrics()["users_pool_size", "read"])
 
     def test_directory_that_is_removed(self) -> None:
-        """A process that starts without finding it makes it anew: the service goes on."""
+        """A process whose directory was removed makes it again, and the service goes on."""
         self.start()
         directory = self.directory()
         assert directory is not None  # noqa: S101  # for mypy
@@ -313,32 +312,33 @@ class TestPort(MetricsTestCase):
 
 
 class TestAnotherServer(MetricsTestCase):
-    """A server that was started in another way, with a directory of its own."""
+    """A server other than `manage.py serve`, with a given directory."""
 
     def serve(self, directory: str) -> int:
-        """Start the development server, and return its port; what it prints is in `log`."""
+        """Start the development server, and return its port; its output is in `log`."""
         url = self.enterContext(scratch.database())
         self.assertEqual(0, scratch.manage("db", "upgrade", DATABASE_URL=url).returncode)
         self.port, port = scratch.free_port(), scratch.free_port()
         self.log = self.enterContext(tempfile.NamedTemporaryFile("r"))
-        server = subprocess.Popen(
-            [sys.executable, "manage.py", "runserver", "--port", str(port)],
-            cwd=scratch.ROOT,
-            env=scratch.settings(
-                DATABASE_URL=url,
-                SECRET_KEY="any",
-                METRICS_PORT=str(self.port),
-                PROMETHEUS_MULTIPROC_DIR=directory,
-            ),
-            stdout=self.log.fileno(),
-            stderr=subprocess.STDOUT,
-        )
+        with scratch.default_sigint():
+            server = subprocess.Popen(
+                [sys.executable, "manage.py", "runserver", "--port", str(port)],
+                cwd=scratch.ROOT,
+                env=scratch.settings(
+                    DATABASE_URL=url,
+                    SECRET_KEY="any",
+                    METRICS_PORT=str(self.port),
+                    PROMETHEUS_MULTIPROC_DIR=directory,
+                ),
+                stdout=self.log.fileno(),
+                stderr=subprocess.STDOUT,
+            )
         self.addCleanup(server.wait, 10)
         self.addCleanup(server.send_signal, signal.SIGINT)
         return port
 
     def test_no_directory(self) -> None:
-        """Where there is no room for figures there are none, and requests are answered."""
+        """Without a usable directory there are no metrics, and requests are answered."""
         port = self.serve("/dev/null/nowhere")
         self.ask(port, "GET", "/ping")
 
@@ -347,15 +347,15 @@ class TestAnotherServer(MetricsTestCase):
             scratch.request(self.port, "GET", "/metrics")
 
     def test_development(self) -> None:
-        """With the directory set too, any server shows figures."""
+        """With the directory set, any server exposes metrics."""
         port = self.serve(self.enterContext(tempfile.TemporaryDirectory()))
-        self.text()  # so that it listens
+        self.text()  # wait until the port is open
         user = {"username": "ada", "email": "ada@test.com", "password": "password"}
         self.ask(port, "GET", "/users/7")
         self.ask(port, "GET", "/nothing")
         self.ask(port, "POST", "/auth/register", user)
 
-        found = self.figures()
+        found = self.metrics()
         answers = "users_http_requests_total"
         self.assertEqual(1, found[answers, "GET", "/users/<user_id>", "404"])
         self.assertEqual(1, found[answers, "GET", "none", "404"])
@@ -366,8 +366,8 @@ class TestAnotherServer(MetricsTestCase):
         self.assertEqual(0, found["users_pool_in_use", "write"])
 
     def ask(self, port: int, method: str, path: str, body: object = None) -> None:
-        """Send a request until it is answered, as the server may still be starting."""
-        deadline = time.monotonic() + PATIENCE
+        """Send a request, again and again until the server has started."""
+        deadline = time.monotonic() + TIMEOUT
         while True:
             try:
                 scratch.request(port, method, path, body)

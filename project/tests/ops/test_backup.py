@@ -1,4 +1,4 @@
-"""What docs/operations.md tells an operator to type."""
+"""Backup and restore with the commands in docs/operations.md."""
 
 import os
 import re
@@ -10,18 +10,18 @@ import unittest
 from sqlalchemy import make_url
 
 from project.tests import scratch
+from project.tests.scratch import ON_POSTGRESQL
 
 OPERATIONS = (scratch.ROOT / "docs" / "operations.md").read_text()
-ON_POSTGRESQL = os.environ.get("DATABASE_TEST_URL", "").startswith("postgres")
 KEY = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @unittest.skipUnless(ON_POSTGRESQL and shutil.which("pg_dump"), "needs PostgreSQL and pg_dump")
 class TestBackup(unittest.TestCase):
-    """Back up and restore, by the very lines of the document."""
+    """The document's own lines, executed."""
 
     def test_backup(self) -> None:
-        """Whoever was there logs in again, and with another key no session is left."""
+        """After a restore users log in again, and another SECRET_KEY ends every session."""
         url = self.enterContext(scratch.database())
         with scratch.Service(url, SECRET_KEY=KEY) as service:
             status, pair, _ = service.register("ada")
@@ -29,7 +29,7 @@ class TestBackup(unittest.TestCase):
             folder = self.enterContext(tempfile.TemporaryDirectory())
             dump, restore = re.findall(r"^pg_(?:dump|restore) .*$", OPERATIONS, re.MULTILINE)
             self.run_line(dump, url, folder)
-            for _ in range(2):  # once into the database as it is, once after a loss
+            for _ in range(2):  # into the unchanged database, and after a loss
                 self.run_line(restore, url, folder)
                 scratch.execute(url, "DELETE FROM users")
             self.run_line(restore, url, folder)
@@ -40,7 +40,7 @@ class TestBackup(unittest.TestCase):
             self.assertEqual((401, "token_invalid"), (status, answer["code"]))
 
     def run_line(self, line: str, url: str, folder: str) -> None:
-        """Run a line of the document in a folder; it has to succeed."""
+        """Run a line of the document in a folder, and check that it succeeds."""
         plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
         result = subprocess.run(
             ["bash", "-c", line],  # noqa: S607  # whichever bash there is

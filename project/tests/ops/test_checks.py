@@ -13,14 +13,17 @@ from unittest import mock
 
 from sqlalchemy import make_url, text
 
-from project import clock, create_app, db, diagnosis, passwords
-from project.diagnosis import Finding, Server, Verdict
+from project import clock, create_app, db
+from project.lib import hashing
+from project.ops import checks
+from project.ops.checks import Finding, Server, Verdict
 from project.tests import scratch
-from project.tests.test_database import ON_POSTGRESQL, ScratchTestCase
+from project.tests.lib.cases import ScratchTestCase
+from project.tests.scratch import ON_POSTGRESQL
 
 KEY, OTHER = secrets.token_hex(32), secrets.token_hex(32)
 PRODUCTION = {"APP_SETTINGS": "project.config.ProductionConfig", "SECRET_KEY": KEY}
-# Everything as it should be, but what the settings are for.
+# Good settings in every respect, except that they are for development.
 DEVELOPMENT = {
     "APP_SETTINGS": "project.config.DevelopmentConfig",
     "SECRET_KEY": KEY,
@@ -40,27 +43,27 @@ GOOD_SERVER = Server(
 
 
 class TestCommand(unittest.TestCase):
-    """The command, as people run it."""
+    """The command, run as an operator runs it."""
 
     def setUp(self) -> None:
-        """Make an empty database."""
+        """Create an empty database."""
         self.url = self.enterContext(scratch.database())
 
     def check(self, code: int, **environment: str) -> list[str]:
-        """Return the lines that the command prints; check its exit code."""
+        """Return the lines that the command prints, and check its exit code."""
         result = scratch.manage("check", **environment)
         self.assertEqual(code, result.returncode, result.stdout + result.stderr)
         self.assertEqual("", result.stderr)
         return result.stdout.splitlines()
 
     def wrong(self, lines: list[str]) -> list[str]:
-        """Return what is wrong, and check that the last line says how many that are."""
+        """Return what is wrong, and check that the last line counts it."""
         found = [line.removeprefix("wrong  ") for line in lines if line.startswith("wrong")]
         self.assertEqual(f"Wrong: {len(found)}." if found else "Nothing is wrong.", lines[-1])
         return found
 
     def test_good(self) -> None:
-        """Once its database is migrated, production as it comes is a 0, with a line for each."""
+        """With a migrated database production's defaults exit with 0 and a line per finding."""
         settings = PRODUCTION | {"DATABASE_URL": self.url, "BCRYPT_LOG_ROUNDS": "10"}
 
         (missing,) = self.wrong(self.check(1, **settings))
@@ -77,7 +80,7 @@ class TestCommand(unittest.TestCase):
             self.assertRegex(line, r"\A(ok|note) +[A-Z].*\.\Z")
 
     def test_refused(self) -> None:
-        """Settings that the service would not start with: each complaint has a line."""
+        """Settings with which the service would not start get a line each."""
         lines = self.check(
             1,
             APP_SETTINGS="project.config.ProductionConfig",
@@ -95,7 +98,7 @@ class TestCommand(unittest.TestCase):
             self.assertNotIn(secret, "".join(lines))
 
     def test_no_such_settings(self) -> None:
-        """Settings that there are not are named."""
+        """An unknown settings class is named."""
         (line,) = self.wrong(self.check(1, APP_SETTINGS="project.config.NoConfig"))
 
         self.assertEqual(
@@ -103,7 +106,7 @@ class TestCommand(unittest.TestCase):
         )
 
     def test_development(self) -> None:
-        """What is right on a developer's machine is wrong in front of real people."""
+        """Settings for development are wrong in production."""
         settings = {"APP_SETTINGS": "project.config.DevelopmentConfig", "SECRET_KEY": "any"}
 
         lines = self.wrong(self.check(1, **settings, DATABASE_URL=self.url))
@@ -119,9 +122,9 @@ class TestCommand(unittest.TestCase):
             self.assertEqual(1, sum(words in line for line in lines), words)
 
     def test_no_database(self) -> None:
-        """A database that is away or nowhere is told with the reason, and without the password."""
+        """An unavailable database is reported with the reason and without the password."""
         for url, reason in {
-            "postgresql://somebody:sesame@127.0.0.1:1/users": "refused",
+            "postgresql://user:sesame@127.0.0.1:1/users": "refused",
             "sqlite:////nowhere/users.db": "/nowhere/users.db",
         }.items():
             with self.subTest(url):
@@ -137,16 +140,16 @@ class TestFindings(ScratchTestCase):
     """Each finding by itself."""
 
     def findings(self, settings: dict[str, str]) -> list[Finding]:
-        """Return what is found under these settings, on the database of the test."""
+        """Return the findings with these settings, on the database of the test."""
         environment = scratch.settings(DATABASE_URL=self.url) | settings
         with (
             mock.patch.dict(os.environ, environment, clear=True),
-            mock.patch.object(passwords, "seconds", return_value=0.3),
+            mock.patch.object(hashing, "seconds", return_value=0.3),
         ):
             app = create_app()
             with app.app_context():
                 try:
-                    return list(diagnosis.examine(app))
+                    return list(checks.examine(app))
                 finally:
                     for engine in db.engines.values():
                         engine.dispose()
@@ -154,7 +157,7 @@ class TestFindings(ScratchTestCase):
     def assert_found(
         self, settings: dict[str, str], words: str, verdict: Verdict = Verdict.WRONG
     ) -> None:
-        """Check that one finding has these words and verdict, and nothing else is wrong."""
+        """Check that one finding has these words and this verdict, and no other is wrong."""
         found = self.findings(settings)
         lines = [str(finding) for finding in found]
         matching = [finding for finding in found if words in finding.text]
@@ -165,13 +168,13 @@ class TestFindings(ScratchTestCase):
         self.assertEqual(expected, {text.partition(".")[0] for text in wrong}, lines)
 
     def test_production(self) -> None:
-        """Production as it comes has nothing wrong with it."""
+        """Nothing is wrong with production's defaults."""
         found = self.findings(PRODUCTION)
 
         self.assertNotIn(Verdict.WRONG, {finding.verdict for finding in found})
 
     def test_purpose(self) -> None:
-        """Settings for development are told, however good they are."""
+        """Settings for development are reported, however secure they are."""
         found = self.findings(DEVELOPMENT)
 
         wrong = [finding.text for finding in found if finding.verdict is Verdict.WRONG]
@@ -179,7 +182,7 @@ class TestFindings(ScratchTestCase):
         self.assertIn("for development", wrong[0])
 
     def test_weak_keys(self) -> None:
-        """A key that is short or well known is wrong, an old one too, and no key is shown."""
+        """A short or well-known key is wrong, in SECRET_KEY_FALLBACKS too, and no key is shown."""
         for settings, words in (
             ({"SECRET_KEY": "short"}, "SECRET_KEY is shorter"),
             ({"SECRET_KEY": "my_precious" * 4}, "SECRET_KEY is a well-known"),
@@ -192,20 +195,20 @@ class TestFindings(ScratchTestCase):
                     self.assertNotIn(secret, texts)
 
     def test_rotation(self) -> None:
-        """Old keys are remembered, with the time after which they can go; so is a comma."""
+        """Old keys are noted with the time until they can be removed, and a comma in the key."""
         for settings, words in (
-            ({"SECRET_KEY_FALLBACKS": OTHER}, "token is over, 30 days after"),
+            ({"SECRET_KEY_FALLBACKS": OTHER}, "token has expired, 30 days after"),
             (
                 {"SECRET_KEY_FALLBACKS": OTHER, "REFRESH_EXPIRATION_SECONDS": "5184000"},
-                "token is over, 60 days after",
+                "token has expired, 60 days after",
             ),
-            ({"SECRET_KEY": f"{KEY},{OTHER}"}, "SECRET_KEY has a comma"),
+            ({"SECRET_KEY": f"{KEY},{OTHER}"}, "SECRET_KEY contains a comma"),
         ):
             with self.subTest(words):
                 self.assert_found(PRODUCTION | settings, words, Verdict.NOTE)
 
-    def test_doors(self) -> None:
-        """What lets anybody in is wrong."""
+    def test_open_settings(self) -> None:
+        """Settings that open the service to attackers are wrong."""
         for base, settings, words in (
             (PRODUCTION, {"USERS_API_OPEN": "true"}, "USERS_API_OPEN"),
             (PRODUCTION, {"RATE_LIMITS": "false"}, "RATE_LIMITS"),
@@ -215,44 +218,44 @@ class TestFindings(ScratchTestCase):
             with self.subTest(words):
                 self.assert_found(base | settings, words)
 
-    def test_figures(self) -> None:
-        """A port on which figures are shown is to be known, and has to be another one."""
+    def test_metrics(self) -> None:
+        """A metrics port is noted, and is wrong when it is the port of the service."""
         both = {"METRICS_PORT": "9100", "GRANIAN_PORT": "9100"}
         self.assert_found(PRODUCTION | both, "is the port of the service itself")
         self.assert_found(PRODUCTION | {"METRICS_PORT": "9100"}, "METRICS_PORT=9100", Verdict.NOTE)
 
     def test_documentation(self) -> None:
-        """A documentation that anybody may read is wrong."""
+        """A public API document is wrong."""
         for shown, verdict in ((True, Verdict.WRONG), (False, Verdict.OK)):
             with self.subTest(shown=shown):
                 self.app.config["API_DOCS"] = shown
                 found = [
                     finding.verdict
-                    for finding in diagnosis.examine(self.app)
+                    for finding in checks.examine(self.app)
                     if "documentation" in finding.text
                 ]
 
                 self.assertEqual([verdict], found)
 
     def test_https(self) -> None:
-        """HTTPS that nobody could be believed to have come by is wrong; none is a note."""
+        """FORCE_HTTPS that would refuse every request is wrong; without it there is a note."""
         forced = {"FORCE_HTTPS": "true"}
         certificate = {"GRANIAN_SSL_CERTIFICATE": "/certificate.pem"}
         self.assert_found(PRODUCTION | forced, "every request will be refused")
         self.assert_found(PRODUCTION, "FORCE_HTTPS is off", Verdict.NOTE)
         for settings in (forced | {"TRUSTED_PROXIES": "1"}, forced | certificate):
             with self.subTest(settings):
-                self.assert_found(PRODUCTION | settings, "not come by https", Verdict.OK)
+                self.assert_found(PRODUCTION | settings, "not arrive over HTTPS", Verdict.OK)
 
     def test_short_passwords(self) -> None:
-        """Eight characters are the least, and fifteen are good."""
+        """A minimum of 8 to 14 characters is a note, and 15 is good."""
         for length, verdict in (("8", Verdict.NOTE), ("14", Verdict.NOTE), ("15", Verdict.OK)):
             with self.subTest(length):
                 settings = PRODUCTION | {"PASSWORD_MIN_LENGTH": length}
                 self.assert_found(settings, f"PASSWORD_MIN_LENGTH={length}:", verdict)
 
     def test_migrations(self) -> None:
-        """A schema that does not do is wrong; a newer one is a note."""
+        """Missing migrations are wrong; newer ones are a note."""
         for revision, words, verdict in (
             ("0002", "Migrations are missing", Verdict.WRONG),
             ("9999", "A newer version", Verdict.NOTE),
@@ -261,17 +264,17 @@ class TestFindings(ScratchTestCase):
                 self.set_revision(revision)
                 self.assert_found(PRODUCTION, words, verdict)
         with db.engine.begin() as connection:
-            connection.execute(text("ALTER TABLE throttles RENAME TO somebody_elses"))
+            connection.execute(text("ALTER TABLE throttles RENAME TO other_table"))
         self.assert_found(PRODUCTION, "another program's")
 
     def set_revision(self, revision: str) -> None:
-        """Say that the database is at this revision."""
+        """Set the revision that the database says it has."""
         statement = text("UPDATE alembic_version SET version_num = :revision")
         with db.engine.begin() as connection:
             connection.execute(statement, {"revision": revision})
 
     def test_clock(self) -> None:
-        """A clock that is not the database's is wrong, whichever way; SQLite has none."""
+        """A clock that differs from the database's is wrong in both directions."""
         if not ON_POSTGRESQL:
             self.assert_found(PRODUCTION, "There is one clock", Verdict.OK)
             return
@@ -284,11 +287,11 @@ class TestFindings(ScratchTestCase):
 
     @unittest.skipIf(ON_POSTGRESQL, "is about SQLite")
     def test_sqlite(self) -> None:
-        """A database in a file is one machine's."""
+        """An SQLite database is a note: it belongs to one machine."""
         self.assert_found(PRODUCTION, "SQLite file", Verdict.NOTE)
 
     def test_embedded(self) -> None:
-        """A database that nobody named is wrong."""
+        """The embedded database is wrong."""
         with (
             tempfile.TemporaryDirectory() as folder,
             mock.patch("project.config.INSTANCE", Path(folder)),
@@ -297,21 +300,21 @@ class TestFindings(ScratchTestCase):
 
     @unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
     def test_connections(self) -> None:
-        """More connections than PostgreSQL, the database or the role may have are wrong."""
-        self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "256"}, "may want 8448: 256 processes")
+        """More connections than PostgreSQL, the database or the role allows are wrong."""
+        self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "256"}, "may open 8448: 256 processes")
 
         scratch.execute(
             self.url, f"ALTER DATABASE {make_url(self.url).database} CONNECTION LIMIT 65"
         )
-        self.assert_found(PRODUCTION, "takes 65 connections from this role, and this server may")
-        self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "1"}, "wants 33 at most", Verdict.OK)
+        self.assert_found(PRODUCTION, "allows this role 65 connections, and this server may")
+        self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "1"}, "opens at most 33", Verdict.OK)
 
 
 class TestHashing(unittest.TestCase):
     """What a hash should cost."""
 
     def test_verdicts(self) -> None:
-        """Half a second is good, a second too slow, a cost under ten too little."""
+        """Up to half a second is good; over a second, or a cost below 10, is wrong."""
         for rounds, seconds, verdict, words in (
             (13, 0.26, Verdict.OK, "takes 260 ms on this machine (BCRYPT_LOG_ROUNDS=13)."),
             (13, 0.50, Verdict.OK, "500 ms"),
@@ -325,14 +328,14 @@ class TestHashing(unittest.TestCase):
             (31, 80_000.0, Verdict.WRONG, "80,000,000 ms"),
         ):
             with self.subTest(rounds=rounds, seconds=seconds):
-                found = diagnosis.hashing(rounds, seconds)
+                found = checks.hash_cost(rounds, seconds)
 
                 self.assertEqual(verdict, found.verdict, found)
                 self.assertIn(words, found.text)
 
     def test_measuring(self) -> None:
-        """A cost that would take hours is told in a moment, and each is twice the one below."""
-        ten, eleven, most = (passwords.seconds(rounds) for rounds in (10, 11, 31))
+        """Even a cost of hours is estimated at once, and each cost takes twice the one below."""
+        ten, eleven, most = (hashing.seconds(rounds) for rounds in (10, 11, 31))
 
         self.assertGreater(ten, 0.002)
         self.assertTrue(1.2 < eleven / ten < 3.3, (ten, eleven))
@@ -340,41 +343,41 @@ class TestHashing(unittest.TestCase):
 
 
 class TestServer(unittest.TestCase):
-    """What is said of a PostgreSQL server, wherever it is."""
+    """Findings about a PostgreSQL server."""
 
     config = {"GRANIAN_WORKERS": 2, "GRANIAN_BLOCKING_THREADS": 16}  # noqa: RUF012  # never changed
 
     def serving(self, options: dict[str, str], **changes: Any) -> list[Finding]:
-        """Return what is found about a good server, but for the changes."""
+        """Return the findings about a good server with these changes."""
         server = GOOD_SERVER._replace(**changes)
-        return list(diagnosis.serving(server, self.config, options))  # type: ignore[arg-type]
+        return list(checks.server_findings(server, self.config, options))  # type: ignore[arg-type]
 
     def test_this_machine(self) -> None:
-        """Who is at the other end of a socket or of a connection to oneself is this machine."""
+        """A socket or a connection from a machine to itself stays on this machine."""
         one, other = socket.socketpair()
         with one, other:
-            self.assertIsNone(diagnosis.far_end(one.fileno()))
+            self.assertIsNone(checks.peer_address(one.fileno()))
         with (
             socket.create_server(("127.0.0.1", 0)) as server,
             socket.create_connection(server.getsockname()) as line,
         ):
-            self.assertIsNone(diagnosis.far_end(line.fileno()))
+            self.assertIsNone(checks.peer_address(line.fileno()))
 
     def test_good(self) -> None:
-        """Encrypted, known for sure, and large enough."""
+        """A server that is encrypted, authenticated and large enough is good."""
         found = self.serving({"sslmode": "verify-full"})
 
         self.assertEqual({Verdict.OK}, {finding.verdict for finding in found}, found)
 
     def test_findings(self) -> None:
-        """Each thing by itself."""
+        """Each finding by itself."""
         for changes, sslmode, verdict, words in (
             ({"skew": 1.1}, "verify-full", Verdict.WRONG, "1.1 s behind"),
             ({"skew": -1.1}, "verify-full", Verdict.WRONG, "1.1 s ahead"),
             ({"skew": -0.9}, "verify-full", Verdict.OK, "agree"),
             ({"superuser": True}, "verify-full", Verdict.NOTE, "superuser"),
-            ({"connections": 65}, "verify-full", Verdict.WRONG, "may want 66"),
-            ({"connections": 66}, "verify-full", Verdict.OK, "66 at most"),
+            ({"connections": 65}, "verify-full", Verdict.WRONG, "may open 66"),
+            ({"connections": 66}, "verify-full", Verdict.OK, "at most 66"),
             ({"connections": 10, "pooled": True}, "verify-full", Verdict.OK, "pooler"),
             ({}, "require", Verdict.NOTE, "sslmode=require"),
             ({"encrypted": False, "address": "8.8.8.8"}, "", Verdict.WRONG, "8.8.8.8 is not"),

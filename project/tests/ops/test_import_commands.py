@@ -1,4 +1,4 @@
-"""import_users and export_users, run as people run them."""
+"""The commands import_users and export_users."""
 
 import contextlib
 import json
@@ -17,8 +17,8 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from project import transfer
 from project.config import database_url
+from project.ops import import_export
 from project.tests import scratch
 
 HASHED = "$2y$07$usesomesillystringfore2uDLvp1Ii2e./U9C8sBjqp8I90dH6hi"
@@ -29,16 +29,16 @@ PRODUCTION = {
 
 
 def user(name: str, **fields: Any) -> str:
-    """Return a line of JSON Lines."""
+    """Return a user as a line of JSON Lines."""
     user = {"username": name, "email": f"{name}@test.com", "password_hash": HASHED}
     return json.dumps(user | fields) + "\n"
 
 
-class TestTransferCommands(unittest.TestCase):
-    """Files, exit codes, and what is printed."""
+class TestImportExportCommands(unittest.TestCase):
+    """Files, exit codes and printed lines."""
 
     def setUp(self) -> None:
-        """Make a database, its tables, and a folder."""
+        """Create a database with its tables, and a folder."""
         self.url = self.enterContext(scratch.database())
         self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
         self.assertEqual(0, self.manage("db", "upgrade").returncode)
@@ -49,19 +49,19 @@ class TestTransferCommands(unittest.TestCase):
         return PRODUCTION | {"DATABASE_URL": self.url}
 
     def manage(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command in production's settings."""
+        """Run a command in production settings."""
         result = scratch.manage(*arguments, stdin=stdin, **self.environment)
         self.assertNotIn("Traceback", result.stderr)
         return result
 
     def write(self, name: str, content: str) -> str:
-        """Make a file and return where it is."""
+        """Write a file and return its path."""
         path = self.folder / name
         path.write_text(content, encoding="utf-8", newline="")
         return str(path)
 
     def count(self) -> int:
-        """Return how many users there are."""
+        """Return the number of users."""
         engine = create_engine(database_url(self.url))
         try:
             with engine.connect() as connection:
@@ -70,12 +70,12 @@ class TestTransferCommands(unittest.TestCase):
             engine.dispose()
 
     def events(self) -> list[str]:
-        """Return what the audit trail has."""
+        """Return the kinds of events in the audit log."""
         printed = self.manage("events", "--json").stdout.splitlines()
         return [json.loads(line)["kind"] for line in printed]
 
     def test_import(self) -> None:
-        """What was refused stands line by line on stderr, the sum on stdout; 1 if there is any."""
+        """Refused lines are listed on stderr, totals on stdout; the exit code is 1 if any is."""
         good = self.write("good.jsonl", user("ada") + user("eve"))
         bad = self.write("bad.jsonl", user("ada") + user("kim", active=None) + "\n" + user("ADA"))
 
@@ -99,7 +99,7 @@ class TestTransferCommands(unittest.TestCase):
         self.assertNotIn(HASHED[7:], result.stderr + result.stdout)
 
     def test_formats(self) -> None:
-        """The name of the file says that it is CSV, or an option does; - is standard input."""
+        """CSV is recognized by the name of the file or by --csv; - is standard input."""
         rows = f"username,email,password_hash\r\nada,ada@test.com,{HASHED}\r\n"
         for number, (arguments, stdin) in enumerate(
             (
@@ -115,8 +115,8 @@ class TestTransferCommands(unittest.TestCase):
                 self.assertEqual((0, ""), (result.returncode, result.stderr))
                 self.assertIn(f"Users added: {int(not number)}; ", result.stdout)
 
-    def test_import_of_nothing(self) -> None:
-        """What cannot be read ends in one line and a 1; a file without a line is one of nobody."""
+    def test_unreadable_and_empty_files(self) -> None:
+        """An unreadable file ends the command with one line and 1; an empty one has no users."""
         for arguments, reason in (
             (["/nowhere.jsonl"], "/nowhere.jsonl cannot be read: No such file or directory"),
             ([str(self.folder)], f"{self.folder} cannot be read: Is a directory"),
@@ -132,7 +132,7 @@ class TestTransferCommands(unittest.TestCase):
         self.assertEqual(2, self.manage("import_users").returncode)
 
     def test_export(self) -> None:
-        """A new file that only its owner can read; what is there is never written over."""
+        """Exports go to a new file that only its owner can read; no file is overwritten."""
         self.manage("import_users", "-", stdin=user("ada") + user("eve", active=False))
         path = self.folder / "users.jsonl"
 
@@ -155,7 +155,7 @@ class TestTransferCommands(unittest.TestCase):
 
         result = self.manage("export_users", str(path))
         self.assertEqual(1, result.returncode)
-        self.assertEqual(f"{path} is there already; nothing was written.\n", result.stderr)
+        self.assertEqual(f"{path} already exists; nothing was written.\n", result.stderr)
         self.assertEqual(written, path.read_text(encoding="utf-8"))
         result = self.manage("export_users", "/nowhere/users")
         self.assertEqual(1, result.returncode)
@@ -164,7 +164,7 @@ class TestTransferCommands(unittest.TestCase):
         )
 
     def test_without_tables(self) -> None:
-        """Where the database cannot be used, one line says so, and no file is left."""
+        """If the database cannot be used, one line says so, and no file is left behind."""
         with scratch.database() as url:
             for command in ("import_users", "export_users"):
                 with self.subTest(command):
@@ -179,7 +179,7 @@ class TestTransferCommands(unittest.TestCase):
                     self.assertFalse(path.exists())
 
     def test_progress(self) -> None:
-        """On a terminal a bar shows how far it is, and each refusal has a line of its own."""
+        """A terminal shows a progress bar, and each refusal on its own line."""
         path = self.write("users.jsonl", user("ada") + "broken\n")
         terminal, end = pty.openpty()
         termios.tcsetwinsize(terminal, (24, 80))
@@ -197,7 +197,7 @@ class TestTransferCommands(unittest.TestCase):
             finally:
                 os.close(end)
             shown = b""
-            with contextlib.suppress(OSError):  # the terminal is gone
+            with contextlib.suppress(OSError):  # raised when the other end is closed
                 while piece := screen.read(4_096):
                     shown += piece
 
@@ -207,19 +207,18 @@ class TestTransferCommands(unittest.TestCase):
         self.assertEqual(b"Users added: 1; there already: 0; lines refused: 1.\n", result.stdout)
 
     def test_interrupt(self) -> None:
-        """Ctrl-C leaves whole batches, says how many users are in, and ends with 130."""
-        lines = [user(f"user-{number}") for number in range(transfer.BATCH + 10)]
-        process = subprocess.Popen(
-            [sys.executable, "manage.py", "import_users", "-"],
-            cwd=scratch.ROOT,
-            env=scratch.settings(**self.environment),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # Whoever starts the tests in the background has it ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        """After Ctrl-C complete batches stay, the totals are printed, and the exit code is 130."""
+        lines = [user(f"user-{number}") for number in range(import_export.BATCH + 10)]
+        with scratch.default_sigint():
+            process = subprocess.Popen(
+                [sys.executable, "manage.py", "import_users", "-"],
+                cwd=scratch.ROOT,
+                env=scratch.settings(**self.environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         with process:
             assert process.stdin  # noqa: S101  # it is a pipe
             process.stdin.write("".join(lines))
@@ -232,8 +231,8 @@ class TestTransferCommands(unittest.TestCase):
 
         self.assertEqual((130, ""), (process.returncode, complaints))
         self.assertEqual(
-            f"Users added: {transfer.BATCH}; there already: 0; lines refused: 0.\n", printed
+            f"Users added: {import_export.BATCH}; there already: 0; lines refused: 0.\n", printed
         )
-        self.assertEqual(transfer.BATCH, self.count())
+        self.assertEqual(import_export.BATCH, self.count())
         again = self.manage("import_users", "-", stdin="".join(lines))
-        self.assertIn(f"Users added: 10; there already: {transfer.BATCH};", again.stdout)
+        self.assertIn(f"Users added: 10; there already: {import_export.BATCH};", again.stdout)

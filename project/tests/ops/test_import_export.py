@@ -1,4 +1,4 @@
-"""Moving in and out: old passwords go on working, files can be taken in again, nothing is lost."""
+"""Import and export: old passwords keep working, imports can be repeated, nothing is lost."""
 
 import hashlib
 import io
@@ -11,12 +11,15 @@ import bcrypt
 from flask import current_app
 from sqlalchemy import delete, select
 
-from project import accounts, clock, db, passwords, records, transfer
-from project.api.models import User
+from project import clock, db, errors
+from project.accounts import administration
+from project.lib import hashing
+from project.models import User
+from project.ops import import_export, user_files
 from project.tests.base import BaseTestCase, bearer
-from project.tests.utils import ORIGIN, add_user, start_session, stored_users
+from project.tests.rows import ORIGIN, add_user, start_session, stored_users
 
-# Hashes that other programs made, from their documentation and their tests.
+# Hashes of other programs, from their documentation and their tests.
 PHP = "rasmuslerdorf", "$2y$07$usesomesillystringfore2uDLvp1Ii2e./U9C8sBjqp8I90dH6hi"
 JAVA = "a", "$2a$06$m0CrhHm10qJ3lXRY.5zDGO3rS2KdeeWLuGmsfGlMfOxih58VYVfxe"
 LONG = (
@@ -29,13 +32,13 @@ OURS = r"\A\$2b\$04\$[./A-Za-z0-9]{53}\Z"
 
 
 def hash_elsewhere(password: str | bytes) -> str:
-    """Return the plain bcrypt hash of a password, as other programs make it."""
+    """Return the plain bcrypt hash of a password, as other programs store it."""
     sent = password.encode() if isinstance(password, str) else password
     return bcrypt.hashpw(sent, bcrypt.gensalt(4)).decode()
 
 
 def user(name: str, password_hash: str = PHP[1], **fields: Any) -> dict[str, Any]:
-    """Return a user as a file has them; their email is made of their name."""
+    """Return the fields of a user in a file; the email is derived from the name."""
     return {
         "username": name,
         "email": f"{name}@test.com",
@@ -43,30 +46,32 @@ def user(name: str, password_hash: str = PHP[1], **fields: Any) -> dict[str, Any
     } | fields
 
 
-class TransferTestCase(BaseTestCase):
-    """Files in and out."""
+class ImportExportTestCase(BaseTestCase):
+    """A test that imports and exports users."""
 
-    def take_in(self, *users: dict[str, Any], file: bytes | None = None) -> tuple[int, int, Any]:
-        """Take in users, one a line; return how many were added, were there, and the refusals."""
+    def import_users(
+        self, *users: dict[str, Any], file: bytes | None = None
+    ) -> tuple[int, int, Any]:
+        """Import users, one per line; return how many were added, how many existed, refusals."""
         content = "\n".join(map(json.dumps, users)).encode() if file is None else file
         as_csv = content.startswith(b"username,")
-        added = there = 0
+        added = existing = 0
         refused = []
-        for batch in transfer.take_in(io.BytesIO(content), as_csv=as_csv):
+        for batch in import_export.import_users(io.BytesIO(content), as_csv=as_csv):
             db.session.commit()
             added += batch.added
-            there += batch.there
+            existing += batch.existing
             refused += [(refusal.line, refusal.errors) for refusal in batch.refused]
-        return added, there, refused
+        return added, existing, refused
 
-    def give_out(self, *, as_csv: bool = False) -> bytes:
-        """Return the file of all users."""
+    def export_users(self, *, as_csv: bool = False) -> bytes:
+        """Return the export of all users."""
         file = io.BytesIO()
-        records.write(transfer.give_out(), file, as_csv=as_csv)
+        user_files.write(import_export.export_users(), file, as_csv=as_csv)
         return file.getvalue()
 
     def stored(self, name: str) -> str:
-        """Return what is stored of somebody's password."""
+        """Return the stored hash of a user."""
         passwords = {row["username"]: str(row["password"]) for row in stored_users()}
         return passwords[name]
 
@@ -76,28 +81,26 @@ class TransferTestCase(BaseTestCase):
         db.session.commit()
 
 
-class TestOldPasswords(TransferTestCase):
-    """Whoever moved in logs in as ever."""
+class TestOldPasswords(ImportExportTestCase):
+    """Imported users log in with the passwords that they have."""
 
     def assert_logs_in(self, name: str, password: str) -> None:
-        """Check that a password is somebody's."""
+        """Check that a user can log in with a password."""
         self.assertEqual(200, self.login(f"{name}@test.com", password).status_code)
 
     def assert_refused(self, name: str, password: str) -> None:
-        """Check that a password is not somebody's, and that the answer is the usual one."""
+        """Check that a login with a wrong password has the usual response."""
         self.assert_error(
             self.login(f"{name}@test.com", password),
-            404,
-            "User does not exist.",
-            "invalid_credentials",
+            errors.InvalidCredentials,
         )
 
     def test_login_with_the_old_password(self) -> None:
-        """The hashes of other programs let their users in, and are replaced by ours at once."""
+        """A login against the hash of another program succeeds and replaces the hash."""
         here = ("here", hash_elsewhere("here"))
         makers = {"php": PHP, "java": JAVA, "long": LONG, "python": here}
         users = [user(name, hashed) for name, (_, hashed) in makers.items()]
-        self.assertEqual((4, 0, []), self.take_in(*users))
+        self.assertEqual((4, 0, []), self.import_users(*users))
 
         for name, (password, hashed) in makers.items():
             with self.subTest(name):
@@ -110,18 +113,18 @@ class TestOldPasswords(TransferTestCase):
                 self.assert_logs_in(name, password)
                 self.assert_refused(name, "wrong" + password)
 
-    def test_dear_hash_is_replaced_too(self) -> None:
-        """A hash of a higher cost than the configured one is replaced all the same."""
+    def test_expensive_hash_is_replaced_too(self) -> None:
+        """An imported hash is replaced even if its cost is higher than the configured one."""
         self.assertLess(current_app.config["BCRYPT_LOG_ROUNDS"], 7)
-        self.take_in(user("ada", PHP[1]))
+        self.import_users(user("ada", PHP[1]))
 
         self.assert_logs_in("ada", PHP[0])
 
         self.assertRegex(self.stored("ada"), OURS)
 
     def test_change_of_an_old_password(self) -> None:
-        """A password that was hashed elsewhere can be changed before it was ever logged in with."""
-        self.take_in(user("ada"))
+        """An imported password can be changed before the first login."""
+        self.import_users(user("ada"))
         token = start_session(db.session.scalars(select(User)).one()).auth_token
         for current, status in (("wrong", 400), (PHP[0], 200)):
             response = self.client.post(
@@ -135,10 +138,10 @@ class TestOldPasswords(TransferTestCase):
         self.assert_logs_in("ada", "new")
         self.assert_refused("ada", PHP[0])
 
-    def test_bytes_that_bcrypt_leaves_out(self) -> None:
-        """The maker looked at 72 bytes, and so does the first login; from then on all count."""
+    def test_bytes_that_bcrypt_ignores(self) -> None:
+        """The first login compares 72 bytes, as the other program did; later ones compare all."""
         password = "ä" * 36 + "tail"
-        self.take_in(user("ada", hash_elsewhere("ä" * 36)))
+        self.import_users(user("ada", hash_elsewhere("ä" * 36)))
         self.assert_refused("ada", "ä" * 35 + "a" + "tail")
 
         self.assert_logs_in("ada", password)
@@ -146,9 +149,11 @@ class TestOldPasswords(TransferTestCase):
         self.assert_refused("ada", password[:-1])
         self.assert_logs_in("ada", password)
 
-    def test_passwords_that_nobody_has(self) -> None:
-        """A NUL, and more than 1,024 bytes, are wrong: bcrypt itself would take them for right."""
-        self.take_in(user("nul", hash_elsewhere("secret")), user("long", hash_elsewhere("x" * 72)))
+    def test_nul_and_excess_bytes(self) -> None:
+        """Passwords with NUL or of more than 1,024 bytes are wrong, though bcrypt accepts them."""
+        self.import_users(
+            user("nul", hash_elsewhere("secret")), user("long", hash_elsewhere("x" * 72))
+        )
         once, twice = (bcrypt.hashpw(p, SALT) for p in (b"secret", b"secret\0secret"))
         self.assertEqual(once, twice)
 
@@ -159,20 +164,20 @@ class TestOldPasswords(TransferTestCase):
         self.assert_logs_in("long", "x" * 1_024)
 
     def test_old_passwords_are_not_normalized(self) -> None:
-        """The bytes that the client sends count, as they did there; later any form does."""
+        """The first login compares the bytes as sent; later ones accept any Unicode form."""
         composed, decomposed = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
-        self.take_in(user("ada", hash_elsewhere(decomposed)))
+        self.import_users(user("ada", hash_elsewhere(decomposed)))
         self.assert_refused("ada", composed)
 
         self.assert_logs_in("ada", decomposed)
 
         self.assert_logs_in("ada", composed)
 
-    def test_kinds_are_not_confused(self) -> None:
-        """Each hash is checked in the way it was made, and in no other."""
+    def test_hash_formats_are_not_confused(self) -> None:
+        """Each hash is verified in the way in which it was made, and in no other."""
         digest = hashlib.sha256(b"secret").hexdigest()
         over_digest = hash_elsewhere(digest)
-        self.take_in(user("ours", "bcrypt_sha256$" + over_digest), user("theirs", over_digest))
+        self.import_users(user("ours", "bcrypt_sha256$" + over_digest), user("theirs", over_digest))
 
         self.assert_refused("ours", digest)
         self.assert_refused("theirs", "secret")
@@ -180,9 +185,9 @@ class TestOldPasswords(TransferTestCase):
         self.assert_logs_in("theirs", digest)
         self.assertEqual(over_digest, self.stored("ours"))
 
-    def test_who_was_shut_out_stays_out(self) -> None:
-        """Somebody who comes in deactivated cannot log in, and an admin is one."""
-        self.take_in(user("ada", active=False), user("root", admin=True))
+    def test_active_and_admin(self) -> None:
+        """A deactivated user cannot log in after the import, and an admin is an admin."""
+        self.import_users(user("ada", active=False), user("root", admin=True))
 
         self.assertEqual(401, self.login("ada@test.com", PHP[0]).status_code)
         self.assert_logs_in("root", PHP[0])
@@ -190,13 +195,13 @@ class TestOldPasswords(TransferTestCase):
         self.assertEqual({"ada": (False, False), "root": (True, True)}, rows)
 
 
-class TestTakingIn(TransferTestCase):
-    """What becomes of each line."""
+class TestImport(ImportExportTestCase):
+    """The outcome for each line."""
 
     def test_what_is_stored(self) -> None:
-        """A user is as if they had registered here, at the moment that the file says."""
+        """An imported user is stored as if registered here, at the time that the file has."""
         moment = "2001-02-03T04:05:06.789Z"
-        self.take_in(user(WIDE, email="Ada@Test.COM", created_at=moment), user("new"))
+        self.import_users(user(WIDE, email="Ada@Test.COM", created_at=moment), user("new"))
 
         ada, new = stored_users()
         self.assertEqual((WIDE, "ada"), (ada["username"], ada["username_key"]))
@@ -207,12 +212,12 @@ class TestTakingIn(TransferTestCase):
         self.assertEqual(["new", WIDE], [each["username"] for each in listed])
         self.assertEqual("2001-02-03T04:05:06Z", listed[1]["created_at"])
 
-    def test_names_that_are_taken(self) -> None:
-        """Who has the email or the name of somebody else is refused, in this file and before it."""
+    def test_taken_names(self) -> None:
+        """A taken email or username is refused, whether the database or an earlier line has it."""
         add_user("Ada", "ada@test.com", "test")
         email, username = {"email": "is taken"}, {"username": "is taken"}
 
-        outcome = self.take_in(
+        outcome = self.import_users(
             user("other", email="ADA@test.com"),
             user("ADA", email="other@test.com"),
             user("new"),
@@ -233,40 +238,40 @@ class TestTakingIn(TransferTestCase):
         names = [row["username"] for row in stored_users()]
         self.assertEqual(["Ada", "new", "new2"], names)
 
-    def test_the_line_that_came_in_is_the_one_that_counts(self) -> None:
-        """Of two lines with one email, the one that could be added was."""
+    def test_two_lines_with_one_email(self) -> None:
+        """Of two lines with one email, the one whose username is free is added."""
         add_user("taken", "taken@test.com", "test")
 
-        outcome = self.take_in(
+        outcome = self.import_users(
             user("taken", email="ada@test.com"), user("ada", active=False), user("ada")
         )
 
         refused = {"username": "is taken", "email": "is taken"}
         self.assertEqual((1, 1, [(1, refused)]), outcome)
-        outcome = self.take_in(user("ada", active=True))
+        outcome = self.import_users(user("ada", active=True))
         refused = {"it": "is there already, with another active"}
         self.assertEqual((0, 0, [(1, refused)]), outcome)
 
-    def test_again(self) -> None:
-        """A file that is taken in again changes nothing, uses up no ids, and says what differs."""
+    def test_repeated_import(self) -> None:
+        """A repeated import changes nothing, uses no ids, and names the fields that differ."""
         users = [
             user("ada", created_at="2001-02-03T04:05:06Z"),
             user("eve", JAVA[1], active=True),
             user("kim", "bcrypt_sha256$" + JAVA[1]),
         ]
-        self.assertEqual((3, 0, []), self.take_in(*users))
+        self.assertEqual((3, 0, []), self.import_users(*users))
         before = stored_users()
         self.move_clock(60)
 
-        self.assertEqual((0, 3, []), self.take_in(*users))
-        self.assertEqual((0, 6, []), self.take_in(*users, *users))
+        self.assertEqual((0, 3, []), self.import_users(*users))
+        self.assertEqual((0, 6, []), self.import_users(*users, *users))
         self.assertEqual(before, stored_users())
         self.assertEqual(before[-1]["id"] + 1, add_user("new", "new@test.com", "new").id)
 
         self.assertEqual(200, self.login("ada@test.com", PHP[0]).status_code)
-        accounts.set_active("eve@test.com", False, ORIGIN)
+        administration.set_active("eve@test.com", False, ORIGIN)
         db.session.commit()
-        outcome = self.take_in(
+        outcome = self.import_users(
             *users,
             users[0] | {"username": "Ada", "created_at": "2001-02-03T04:05:07Z"},
             users[1] | {"password_hash": PHP[1], "admin": True},
@@ -287,36 +292,38 @@ class TestTakingIn(TransferTestCase):
         self.assertEqual([False], [r["active"] for r in stored_users() if r["username"] == "eve"])
 
     def test_whole_batches(self) -> None:
-        """What was committed before the reading was cut short stays; a second run adds the rest."""
-        size = transfer.BATCH
+        """Batches committed before an interrupt stay; a second run adds the rest."""
+        size = import_export.BATCH
         lines = [json.dumps(user(f"user-{number}")).encode() + b"\n" for number in range(2 * size)]
 
-        def cut_short() -> Iterator[bytes]:
+        def interrupted() -> Iterator[bytes]:
             yield from lines[: size + 5]
             raise KeyboardInterrupt
 
         with self.assertRaises(KeyboardInterrupt):
-            for _ in transfer.take_in(Lines(cut_short()), as_csv=False):
+            for _ in import_export.import_users(Lines(interrupted()), as_csv=False):
                 db.session.commit()
         db.session.rollback()
 
         self.assertEqual(size, len(stored_users()))
-        self.assertEqual((size, size, []), self.take_in(file=b"".join(lines)))
+        self.assertEqual((size, size, []), self.import_users(file=b"".join(lines)))
         names = [row["username"] for row in stored_users()]
         self.assertEqual([f"user-{number}" for number in range(2 * size)], names)
 
     def test_csv_and_json_alike(self) -> None:
-        """The same users in CSV are the same users."""
+        """A user in CSV equals the same user in JSON."""
         row = f"Ada,ada@test.com,{PHP[1]},true,false,2001-02-03T04:05:06Z\r\n"
         header = "username,email,password_hash,active,admin,created_at\r\n"
-        self.assertEqual((1, 0, []), self.take_in(file=(header + row).encode()))
+        self.assertEqual((1, 0, []), self.import_users(file=(header + row).encode()))
 
         in_json = user("Ada", email="ada@test.com", active=True, admin=False)
-        self.assertEqual((0, 1, []), self.take_in(in_json | {"created_at": "2001-02-03T04:05:06Z"}))
+        self.assertEqual(
+            (0, 1, []), self.import_users(in_json | {"created_at": "2001-02-03T04:05:06Z"})
+        )
 
 
 class Lines(io.BytesIO):
-    """A file whose lines come from elsewhere."""
+    """A file whose lines come from an iterator."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
         super().__init__()
@@ -327,13 +334,13 @@ class Lines(io.BytesIO):
         return next(self._lines, b"")
 
 
-class TestGivingOut(TransferTestCase):
-    """What is written, and that it is the same everywhere."""
+class TestExport(ImportExportTestCase):
+    """The exported file."""
 
     def test_round_trip(self) -> None:
-        """Out, into an empty database, and out again: the same bytes, in both formats."""
+        """Export, import into an empty database, and export again give the same bytes."""
         add_user('Ζωή, the "first"', "zoe@test.com", "secret", admin=True)
-        self.take_in(
+        self.import_users(
             user("php", PHP[1], created_at="2001-02-03T04:05:06.000007Z"),
             user("java", JAVA[1], active=False),
             user("here", hash_elsewhere("here")),
@@ -342,23 +349,23 @@ class TestGivingOut(TransferTestCase):
         for as_csv in (False, True):
             with self.subTest(as_csv=as_csv):
                 before = stored_users()
-                written = self.give_out(as_csv=as_csv)
+                written = self.export_users(as_csv=as_csv)
                 self.erase()
 
-                self.assertEqual((4, 0, []), self.take_in(file=written))
+                self.assertEqual((4, 0, []), self.import_users(file=written))
 
-                self.assertEqual(written, self.give_out(as_csv=as_csv))
+                self.assertEqual(written, self.export_users(as_csv=as_csv))
                 for row, old in zip(stored_users(), before, strict=True):
                     self.assertEqual(old, row | {"id": old["id"]})
         for email, password in (("zoe", "secret"), ("php", PHP[0]), ("here", "here")):
             self.assertEqual(200, self.login(f"{email}@test.com", password).status_code)
 
-    def test_what_is_written(self) -> None:
-        """A hash from elsewhere goes out as it came, one of ours with what it was made over."""
-        self.take_in(user("php", PHP[1], created_at="2001-02-03T04:05:06Z"))
+    def test_formats(self) -> None:
+        """An imported hash is exported unchanged, one of this service with its prefix."""
+        self.import_users(user("php", PHP[1], created_at="2001-02-03T04:05:06Z"))
         hashed = add_user("ours", "ours@test.com", "secret").password
 
-        php, ours = map(json.loads, self.give_out().splitlines())
+        php, ours = map(json.loads, self.export_users().splitlines())
         self.assertEqual(
             user("php", PHP[1], active=True, admin=False, created_at="2001-02-03T04:05:06Z"),
             php,
@@ -366,21 +373,21 @@ class TestGivingOut(TransferTestCase):
         self.assertEqual("bcrypt_sha256$" + hashed, ours["password_hash"])
         row = f"php,php@test.com,{PHP[1]},true,false,2001-02-03T04:05:06Z\r\n"
         self.assertTrue(
-            self.give_out(as_csv=True)
+            self.export_users(as_csv=True)
             .decode()
             .startswith("username,email,password_hash,active,admin,created_at\r\n" + row)
         )
         self.erase()
-        self.assertEqual(b"", self.give_out())
-        self.assertEqual(1, len(self.give_out(as_csv=True).splitlines()))
+        self.assertEqual(b"", self.export_users())
+        self.assertEqual(1, len(self.export_users(as_csv=True).splitlines()))
 
-    def test_one_moment(self) -> None:
-        """While a file is written users may be added and changed: it does not have them."""
-        self.take_in(*(user(f"user-{number}") for number in range(5_000)))
-        users = transfer.give_out()
+    def test_snapshot(self) -> None:
+        """Users who are added or changed during an export are not part of it."""
+        self.import_users(*(user(f"user-{number}") for number in range(5_000)))
+        users = import_export.export_users()
         first = next(users)
         add_user("late", "late@test.com", "test")
-        accounts.set_active("user-4999@test.com", False, ORIGIN)
+        administration.set_active("user-4999@test.com", False, ORIGIN)
         db.session.commit()
 
         written = [first, *users]
@@ -390,12 +397,12 @@ class TestGivingOut(TransferTestCase):
 
 
 class TestPasswordsOfFiles(BaseTestCase):
-    """The mark between the two kinds."""
+    """The prefix that tells imported hashes from those of this service."""
 
-    def test_mark(self) -> None:
-        """What comes in goes out the same, and what is stored of the two kinds differs."""
+    def test_prefix(self) -> None:
+        """Import and export are inverse, and the two formats are stored differently."""
         for text in (PHP[1], JAVA[1], "bcrypt_sha256$" + JAVA[1]):
-            self.assertEqual(text, passwords.export_hash(passwords.import_hash(text)))
-        stored = passwords.import_hash(JAVA[1])
-        self.assertNotEqual(stored, passwords.import_hash("bcrypt_sha256$" + JAVA[1]))
-        self.assertTrue(passwords.needs_rehash(stored))
+            self.assertEqual(text, hashing.export_hash(hashing.import_hash(text)))
+        stored = hashing.import_hash(JAVA[1])
+        self.assertNotEqual(stored, hashing.import_hash("bcrypt_sha256$" + JAVA[1]))
+        self.assertTrue(hashing.needs_rehash(stored))

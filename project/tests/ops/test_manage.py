@@ -1,4 +1,4 @@
-"""The command line, run as people run it."""
+"""The command line, run as an operator runs it."""
 
 import secrets
 import unittest
@@ -21,13 +21,13 @@ class TestManage(unittest.TestCase):
     """Commands and their exit codes, on a database of their own."""
 
     def setUp(self) -> None:
-        """Make the database."""
+        """Create the database."""
         scratched = scratch.database()
         self.url = scratched.__enter__()
         self.addCleanup(scratched.__exit__, None, None, None)
 
     def manage(self, *arguments: str, stdin: str = "", production: bool = False) -> str:
-        """Run a command that has to succeed and return what it printed."""
+        """Run a command, check that it succeeds, and return what it printed."""
         settings = PRODUCTION if production else DEVELOPMENT
         result = scratch.manage(*arguments, stdin=stdin, DATABASE_URL=self.url, **settings)
         self.assertEqual(0, result.returncode, result.stderr)
@@ -36,7 +36,7 @@ class TestManage(unittest.TestCase):
     def assert_refused(
         self, code: int, reason: str, *arguments: str, stdin: str = "", production: bool = False
     ) -> None:
-        """Check that a command ends with this exit code and says why on stderr."""
+        """Check that a command exits with this code and gives the reason on stderr."""
         settings = PRODUCTION if production else DEVELOPMENT
         result = scratch.manage(*arguments, stdin=stdin, DATABASE_URL=self.url, **settings)
         self.assertEqual(code, result.returncode, arguments)
@@ -44,7 +44,7 @@ class TestManage(unittest.TestCase):
         self.assertNotIn("Traceback", result.stderr)
 
     def execute(self, statement: str, *rows: dict[str, Any]) -> list[Any]:
-        """Execute a statement on the database; return its rows, if it has any."""
+        """Execute a statement on the database, and return its rows if it has any."""
         engine = create_engine(database_url(self.url))
         try:
             with engine.begin() as connection:
@@ -54,12 +54,12 @@ class TestManage(unittest.TestCase):
             engine.dispose()
 
     def users(self) -> list[tuple[str, bool]]:
-        """Return the email of every user and whether they are an admin."""
+        """Return the email of each user and whether they are an admin."""
         rows = self.execute("SELECT email, admin FROM users ORDER BY email")
         return [(row.email, bool(row.admin)) for row in rows]
 
     def add_sessions(self, email: str, number: int, expires_at: str) -> None:
-        """Give a user so many sessions."""
+        """Add this many sessions to a user."""
         sessions = [
             {"id": secrets.token_urlsafe(16), "email": email, "expires_at": expires_at}
             for _ in range(number)
@@ -72,7 +72,7 @@ class TestManage(unittest.TestCase):
         )
 
     def sessions(self) -> dict[str, int]:
-        """Return how many sessions each user has who has any."""
+        """Return the number of sessions of each user with sessions."""
         rows = self.execute(
             "SELECT email, count(*) AS number FROM users JOIN sessions ON user_id = users.id"
             " GROUP BY email"
@@ -80,7 +80,7 @@ class TestManage(unittest.TestCase):
         return {row.email: row.number for row in rows}
 
     def test_database_commands(self) -> None:
-        """The schema is made, seeded twice with the same result, emptied, and taken down."""
+        """The schema is created, seeded twice with the same result, recreated and downgraded."""
         self.assertIn("Running upgrade  -> 0001", self.manage("db", "upgrade"))
 
         self.manage("seed_db")
@@ -91,10 +91,10 @@ class TestManage(unittest.TestCase):
         self.manage("recreate_db")
         self.assertEqual([], self.users())
 
-        self.assertIn("Running downgrade 0005", self.manage("db", "downgrade"))
+        self.assertIn("Running downgrade 0006", self.manage("db", "downgrade"))
 
     def test_production_is_not_touched(self) -> None:
-        """recreate_db and seed_db refuse with 1 where the settings are production's."""
+        """recreate_db and seed_db exit with 1 under production's settings."""
         self.manage("db", "upgrade", production=True)
         arguments = ("create_admin", "root", "Root@test.com")
         self.manage(*arguments, stdin="correct-horse-battery\n", production=True)
@@ -105,7 +105,7 @@ class TestManage(unittest.TestCase):
         self.assertEqual([("root@test.com", True)], self.users())
 
     def test_create_admin_refuses(self) -> None:
-        """What is taken or not valid is refused in one line."""
+        """A taken or invalid name or email is refused in one line."""
         self.manage("db", "upgrade")
         self.manage("seed_db")
 
@@ -119,7 +119,7 @@ class TestManage(unittest.TestCase):
                 self.assert_refused(1, reason, *arguments, stdin=f"{password}\n")
 
     def test_create_admin_wants_a_good_password(self) -> None:
-        """In production an admin has a password that is worth having, as everybody has."""
+        """In production the password policy applies to admins too."""
         self.manage("db", "upgrade")
 
         for password, reason in (
@@ -133,7 +133,7 @@ class TestManage(unittest.TestCase):
         self.assertEqual([], self.users())
 
     def test_ending_sessions(self) -> None:
-        """Sessions are ended one user at a time, with or without their access."""
+        """end_sessions and deactivate end the sessions of one user at a time."""
         michael, herman = "michael@realpython.com", "michael@mherman.org"
         self.manage("db", "upgrade", production=True)
         self.manage("seed_db")
@@ -149,7 +149,7 @@ class TestManage(unittest.TestCase):
         active = "SELECT email FROM users WHERE active ORDER BY email"
         self.assertEqual([michael], [row.email for row in self.execute(active)])
 
-        # One that somebody made by hand, or that a backup brought back.
+        # As if a session had been inserted by hand or restored from a backup.
         self.add_sessions(herman, 1, LATER)
         self.manage("activate", herman, production=True)
         self.assertEqual({}, self.sessions())
@@ -160,7 +160,7 @@ class TestManage(unittest.TestCase):
                 self.assert_refused(1, "no user with the email a@b.c", command, "a@b.c")
 
     def test_purge(self) -> None:
-        """Expired sessions are deleted in batches, and nothing else is; again there are none."""
+        """Expired sessions are deleted in batches, and no others."""
         email = "michael@mherman.org"
         self.manage("db", "upgrade")
         self.manage("seed_db")
@@ -173,13 +173,13 @@ class TestManage(unittest.TestCase):
         self.assertEqual({email: 3}, self.sessions())
 
     def test_shell(self) -> None:
-        """The shell knows the application, the database and the users."""
+        """The shell has the application, the database and the User model."""
         printed = self.manage("shell", stdin="print(app.name, db.engine.name, User.__tablename__)")
 
         self.assertIn("users", printed)
 
     def test_mistakes_have_exit_codes(self) -> None:
-        """What is no command is a 2, what fails a 1: ours and Flask-Migrate's alike."""
+        """An unknown command exits with 2 and a failing one with 1, Flask-Migrate's too."""
         self.assert_refused(2, "frobnicate", "frobnicate")
         self.assert_refused(2, "frobnicate", "db", "frobnicate")
         self.assert_refused(1, "nowhere", "db", "upgrade", "nowhere")

@@ -1,4 +1,4 @@
-"""The service as production runs it: processes, sockets and signals."""
+"""The service as it runs in production: processes, sockets and signals."""
 
 import http.client
 import secrets
@@ -19,7 +19,7 @@ LOGIN_HEAD = (
     b"POST /auth/login HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
     b"Content-Length: 100\r\n\r\n"
 )
-HALVES = (
+INCOMPLETE_REQUESTS = (
     LOGIN_HEAD[:60],
     LOGIN_HEAD + b'{"email": "test@',
     LOGIN_HEAD.replace(b"login", b"refresh") + b'{"refresh_to',
@@ -41,12 +41,12 @@ class ServerTestCase(unittest.TestCase):
 
 
 class TestBehindAProxy(ServerTestCase):
-    """The headers that a proxy and a browser send, as the server hands them on."""
+    """Headers of a proxy and a browser, as the server passes them on."""
 
     def request(
         self, method: str, path: str, body: object, *headers: tuple[str, str]
     ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        """Return status, body and headers of an answer; a header may come more than once."""
+        """Return status, body and headers of a response; a header may be sent more than once."""
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=20)
         self.addCleanup(connection.close)
         data = orjson.dumps(body)
@@ -58,7 +58,7 @@ class TestBehindAProxy(ServerTestCase):
         return answer.status, answer.read(), answer.headers
 
     def test_address_scheme_and_origin(self) -> None:
-        """Lines of one header are one list, in the order in which they came."""
+        """Several lines of one header are one list, in their order."""
         app = "https://app.example"
         self.service = self.start(TRUSTED_PROXIES="1", FORCE_HTTPS="1", CORS_ORIGINS=app)
         user = {"username": "user", "email": "user@test.com", "password": "test"}
@@ -107,7 +107,7 @@ class TestTwoServers(unittest.TestCase):
         cls.one.register("user")
 
     def log_in(self) -> dict[str, Any]:
-        """Return the tokens of a new session that both servers know."""
+        """Start a session, and check that both servers accept it; return its tokens."""
         status, tokens, _ = self.one.login("user")
         self.assertEqual(200, status, tokens)
         for server in (self.one, self.other):
@@ -115,12 +115,12 @@ class TestTwoServers(unittest.TestCase):
         return tokens
 
     def status(self, server: Service, tokens: dict[str, Any]) -> tuple[int, str | None]:
-        """Return status and code of the answer to who is calling."""
+        """Return the status and the code of the response to an auth token."""
         status, answer, _ = server.request("GET", "/auth/status", token=tokens["auth_token"])
         return status, answer.get("code")
 
     def assert_ended(self, tokens: dict[str, Any], code: str = "session_ended") -> None:
-        """Check that neither token is taken, by neither server."""
+        """Check that both servers refuse both tokens."""
         for server in (self.other, self.one):
             self.assertEqual((401, code), self.status(server, tokens))
             body = {"refresh_token": tokens["refresh_token"]}
@@ -128,7 +128,7 @@ class TestTwoServers(unittest.TestCase):
             self.assertEqual((401, code), (status, answer["code"]))
 
     def manage(self, *arguments: str) -> None:
-        """Run a command as the operator of one of them."""
+        """Run a command with the settings of the servers."""
         result = scratch.manage(
             *arguments,
             APP_SETTINGS="project.config.ProductionConfig",
@@ -138,7 +138,7 @@ class TestTwoServers(unittest.TestCase):
         self.assertEqual(0, result.returncode, result.stderr)
 
     def test_ended_on_one_is_ended_on_the_other(self) -> None:
-        """Whatever ends a session on one server ends it on both, at the very next request."""
+        """A session that ends on one server is refused by the other at the next request."""
         for name, method, path, body in (
             ("logout", "POST", "/auth/logout", None),
             ("logout everywhere", "GET", "/auth/logout?scope=all", None),
@@ -181,14 +181,14 @@ class TestTwoServers(unittest.TestCase):
             self.assert_ended(tokens)
 
     def test_guesses_at_once(self) -> None:
-        """Of 200 guesses at once on both servers no more than the limit are looked at."""
+        """Of 200 simultaneous guesses at both servers, the limit of ten is checked."""
         self.one.register("guessed")
 
         def guess(number: int) -> int:
             server = (self.one, self.other)[number % 2]
             credentials = {"email": "guessed@test.com", "password": f"guess {number}"}
             while (status := server.request("POST", "/auth/login", credentials)[0]) == 503:
-                time.sleep(0.1)  # too many at once: not looked at, and not counted
+                time.sleep(0.1)  # refused by the pool: neither checked nor counted
             return status
 
         with ThreadPoolExecutor(50) as threads:
@@ -199,7 +199,7 @@ class TestTwoServers(unittest.TestCase):
             self.assertEqual(429, server.login("guessed")[0])
 
     def test_refreshed_on_one_is_refreshed_on_the_other(self) -> None:
-        """The same refresh token gets the same successor from both."""
+        """A refresh token gets the same successor from both servers."""
         body = {"refresh_token": self.log_in()["refresh_token"]}
         answers = [
             server.request("POST", "/auth/refresh", body)
@@ -212,10 +212,10 @@ class TestTwoServers(unittest.TestCase):
 
 
 class TestServer(ServerTestCase):
-    """What clients and operators see of a running server."""
+    """A running server, as clients and operators see it."""
 
     def test_the_lesson_over_the_wire(self) -> None:
-        """Register, log in, ask, log out; and nothing secret in what the server printed."""
+        """A user registers, logs in, gets their status and logs out; no secret is printed."""
         service = self.start()
 
         status, registered, _ = service.register("wire")
@@ -229,7 +229,7 @@ class TestServer(ServerTestCase):
         status, _, _ = service.request("GET", "/auth/logout", token=token)
         self.assertEqual(200, status)
         status, _, headers = service.request("GET", "/users")
-        self.assertEqual((401, "Bearer"), (status, headers["WWW-Authenticate"]))
+        self.assertEqual((401, 'Bearer realm="users"'), (status, headers["WWW-Authenticate"]))
 
         service.stop()
         self.assertEqual(0, service.process.returncode)
@@ -237,13 +237,13 @@ class TestServer(ServerTestCase):
             self.assertNotIn(secret, service.log)
 
     def test_clients_that_never_finish(self) -> None:
-        """Sixty halves of requests keep /ping from nobody, and hold up logins for BODY_TIMEOUT."""
+        """Sixty incomplete requests do not block /ping, and block logins for BODY_TIMEOUT only."""
         service = self.start(BODY_TIMEOUT="1")
-        service.register("patient")
-        for half in HALVES * 20:
+        service.register("user")
+        for incomplete in INCOMPLETE_REQUESTS * 20:
             connection = service.connect()
             self.addCleanup(connection.close)
-            connection.sendall(half)
+            connection.sendall(incomplete)
 
         for _ in range(5):
             started = time.monotonic()
@@ -251,15 +251,15 @@ class TestServer(ServerTestCase):
             self.assertEqual(200, status)
             self.assertLess(time.monotonic() - started, 1)
 
-        # Both processes are rid of them once so many logins in a row have gone well.
+        # Ten logins in a row succeed only when both processes have disconnected these clients.
         in_a_row = 0
         deadline = time.monotonic() + 10
         while in_a_row < 10 and time.monotonic() < deadline:
-            in_a_row = in_a_row + 1 if service.login("patient")[0] == 200 else 0
+            in_a_row = in_a_row + 1 if service.login("user")[0] == 200 else 0
         self.assertEqual(10, in_a_row)
 
     def test_bodies_without_end(self) -> None:
-        """A body over the limit is a 413, whether its length is declared or not."""
+        """A body over the limit is a 413, with or without a declared length."""
         service = self.start()
         declared = b"POST /auth/login HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
         for name, request in (
@@ -281,12 +281,12 @@ class TestServer(ServerTestCase):
                 self.assertTrue(connection.recv(4096).startswith(b"HTTP/1.1 413 "))
 
     def test_requests_in_flight_are_finished(self) -> None:
-        """After SIGTERM every login that was under way is answered, and the server ends with 0."""
+        """After SIGTERM the server answers every login in flight and exits with 0."""
         service = self.start(BCRYPT_LOG_ROUNDS="11")
         service.register("late")
         with ThreadPoolExecutor() as executor:
             logins = [executor.submit(service.login, "late") for _ in range(4)]
-            time.sleep(0.1)  # long enough to be under way, too short to be done
+            time.sleep(0.1)  # long enough to be in flight, too short to be finished
             service.process.send_signal(signal.SIGTERM)
             statuses = [login.result()[0] for login in logins]
 
@@ -294,7 +294,7 @@ class TestServer(ServerTestCase):
         self.assertEqual(0, service.process.wait(20))
 
     def test_no_registration_is_lost(self) -> None:
-        """Whoever was answered 201 is in the database, though workers were killed all along."""
+        """Every registration answered with 201 is stored, even while workers are killed."""
         service = self.start(USERS_API_OPEN="true")
         registered: list[str] = []
         ended = threading.Event()

@@ -1,4 +1,4 @@
-"""Users as lines of a file: what is read, what is refused, and that a file can do no harm."""
+"""Files of users: which records are read, which are refused, and that no file does harm."""
 
 import io
 import json
@@ -8,8 +8,8 @@ from typing import Any
 
 import bcrypt
 
-from project import records
-from project.records import MAX_BYTES, Record
+from project.ops import user_files
+from project.ops.user_files import MAX_BYTES, Record
 
 HASHED = "$2b$12$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW"
 ADA = {"username": "ada", "email": "ada@example.com", "password_hash": HASHED}
@@ -19,33 +19,33 @@ JSON_FIELDS = "username, email, password_hash, active, admin, created_at"
 
 
 def line(**fields: Any) -> bytes:
-    """Return Ada as a line of JSON Lines, with other fields."""
+    """Return Ada as a line of JSON Lines, with these fields changed or added."""
     return json.dumps(ADA | fields, ensure_ascii=False).encode() + b"\n"
 
 
 def read(content: bytes, *, as_csv: bool = False) -> list[Record]:
     """Return every record of a file."""
-    return list(records.read(io.BytesIO(content), as_csv=as_csv))
+    return list(user_files.read(io.BytesIO(content), as_csv=as_csv))
 
 
 class Endless(io.RawIOBase):
-    """A file of one line that has so many bytes, and then one more line."""
+    """A file of one line with `length` bytes, and then the line `last`."""
 
     def __init__(self, length: int, last: bytes) -> None:
-        self._left = length
+        self._remaining = length
         self._last = io.BytesIO(b"\n" + last)
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
+        """Return whether the file can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer."""
-        if not self._left:
+        """Fill the buffer, as io.RawIOBase requires it."""
+        if not self._remaining:
             return self._last.readinto(buffer)
-        count = min(len(buffer), self._left)
+        count = min(len(buffer), self._remaining)
         buffer[:count] = b"x" * count
-        self._left -= count
+        self._remaining -= count
         return count
 
 
@@ -53,16 +53,16 @@ class TestRecords(unittest.TestCase):
     """Each line of a file is a user, or is refused with its number and a reason."""
 
     def assert_refused(self, content: bytes, errors: dict[str, str], as_csv: bool = False) -> None:
-        """Check that the last of these lines is refused for this, and with nothing of itself."""
+        """Check that the last record is refused with exactly these errors."""
         last = read(content, as_csv=as_csv)[-1]
 
         self.assertIsNone(last.user)
         self.assertEqual(errors, last.errors)
 
     def test_json(self) -> None:
-        """Keys in any order, blanks and blank lines, either line ending, a BOM: all of it is read.
+        """Keys in any order, whitespace, blank lines, both line endings and a BOM are accepted.
 
-        The numbers of the lines are those of an editor.
+        Lines are numbered as in an editor.
         """
         content = b"\xef\xbb\xbf" + line() + b"\n \r\n" + line(active=False).strip() + b"\r\n"
         content += b'{"email":"B@Example.COM", "password_hash":"' + HASHED.encode()
@@ -83,7 +83,7 @@ class TestRecords(unittest.TestCase):
         self.assertEqual(len(content), found[-1].end)
 
     def test_fields_are_valid(self) -> None:
-        """Name and email are as for somebody who registers; types are strict, and null is none."""
+        """Username and email follow the rules of a registration; types are strict, without null."""
         text = "must be a string"
         flag = "should be a valid boolean"
         moment = "must be a moment like 2026-11-22T09:00:00Z"
@@ -117,8 +117,8 @@ class TestRecords(unittest.TestCase):
             with self.subTest(field, value=value):
                 self.assert_refused(line(**{field: value}), {field: reason})
 
-    def test_everything_that_is_wrong_is_said(self) -> None:
-        """A line is refused for all its fields at once."""
+    def test_all_errors_of_a_line(self) -> None:
+        """The refusal of a line names all invalid fields."""
         errors = {
             "username": "is required",
             "email": "must be an email address",
@@ -127,7 +127,7 @@ class TestRecords(unittest.TestCase):
         self.assert_refused(b'{"email": ""}', errors)
 
     def test_hashes(self) -> None:
-        """Only a bcrypt hash that can be checked, at a cost that can be borne, is taken."""
+        """Only bcrypt hashes that can be verified, with a cost from 4 to 16, are accepted."""
         malformed = "must be a bcrypt hash of the kind $2a$, $2b$ or $2y$"
         cost = "must have a cost of 4 to 16"
         for text, reason in (
@@ -159,14 +159,14 @@ class TestRecords(unittest.TestCase):
                 self.assert_refused(line(password_hash=text), {"password_hash": reason})
 
     def test_no_genuine_hash_is_refused(self) -> None:
-        """Whatever bcrypt makes is taken: none of its hashes has bits that the rule forbids."""
+        """All hashes that bcrypt makes are accepted: none has set bits that the rule forbids."""
         for number in range(256):
             for prefix in (b"2a", b"2b"):
                 hashed = bcrypt.hashpw(b"%d" % number, bcrypt.gensalt(4, prefix)).decode()
                 self.assertEqual({}, read(line(password_hash=hashed))[0].errors, hashed)
 
     def test_lines_are_refused_one_by_one(self) -> None:
-        """What is no user is refused; the lines around it are read."""
+        """An invalid line is refused, and the lines before and after it are read."""
         unknown = f"has a field that is none of {JSON_FIELDS}"
         for text, reason in (
             (line(username="adä").replace(b"\xc3", b""), "is not UTF-8"),
@@ -194,13 +194,13 @@ class TestRecords(unittest.TestCase):
         self.assertEqual(["username"], list(read(surrogate)[0].errors))
 
     def test_memory_is_bounded(self) -> None:
-        """A line of 100 MB is passed over without having been in memory."""
+        """A line of 100 MB is refused without being held in memory."""
         for as_csv in (False, True):
             with self.subTest(as_csv=as_csv):
                 file = io.BufferedReader(Endless(100_000_000, line()))
                 tracemalloc.start()
                 try:
-                    found = list(records.read(file, as_csv=as_csv))
+                    found = list(user_files.read(file, as_csv=as_csv))
                     peak = tracemalloc.get_traced_memory()[1]
                 finally:
                     tracemalloc.stop()
@@ -210,7 +210,7 @@ class TestRecords(unittest.TestCase):
                 self.assertLess(peak, 2_000_000)
 
     def test_rows_are_bounded(self) -> None:
-        """A quoted row may go on over many lines, but not for ever."""
+        """The length of a quoted row that spans many lines is bounded, too."""
         endless = HEADER + b'"' + b"x\n" * MAX_BYTES
 
         found = read(endless, as_csv=True)
@@ -218,8 +218,8 @@ class TestRecords(unittest.TestCase):
         reason = f"is longer than {MAX_BYTES:,} bytes; nothing after it was read"
         self.assertEqual([(2, {"it": reason})], [(r.line, r.errors) for r in found])
 
-    def test_nothing_is_repeated(self) -> None:
-        """No refusal shows a hash, or a control character, from wherever in the line."""
+    def test_refusals_repeat_nothing(self) -> None:
+        """No refusal contains a hash or a control character from the line."""
         for number, content in enumerate(
             (
                 line(**{HASHED: "\x1b[2J"}),
@@ -237,10 +237,10 @@ class TestRecords(unittest.TestCase):
 
 
 class TestCsv(unittest.TestCase):
-    """CSV as RFC 4180 has it."""
+    """CSV as RFC 4180 defines it."""
 
     def test_csv(self) -> None:
-        """The header names the columns, in any order; quotes, BOM and either line ending do."""
+        """Columns in any order, quotes, a BOM and both line endings are accepted."""
         content = b"\xef\xbb\xbfemail,active,admin,password_hash,username,created_at\r\n"
         content += f'a@x.y,false,true,{HASHED},"Ada, ""the"" first",1970-01-01T00:00:00Z\n'.encode()
         content += f'\n"true@x.y",true,false,"{HASHED}",true,2001-02-03T04:05:06Z'.encode()
@@ -253,7 +253,7 @@ class TestCsv(unittest.TestCase):
         self.assertEqual([(False, True), (True, False)], [(u.active, u.admin) for u in users])
 
     def test_rows_are_refused_one_by_one(self) -> None:
-        """What is no user is refused; one over several lines has the number of its first."""
+        """An invalid row is refused with the number of its first line; the other rows are read."""
         content = b"username,email,password_hash,active\r\n"
         content += f"ada,ada@x.y,{HASHED}\r\n".encode()
         content += f'"a\nb\nc",ada@x.y,{HASHED},true\r\n'.encode()
@@ -281,7 +281,7 @@ class TestCsv(unittest.TestCase):
         )
 
     def test_header(self) -> None:
-        """Without a header that names what is needed, once, and nothing else, nothing is read."""
+        """Nothing is read without a header of all required fields, each once, and no others."""
         reason = (
             "must be the header, which names username, email, password_hash, and no others but"
             " active, admin, created_at; nothing after it was read"
@@ -300,8 +300,8 @@ class TestCsv(unittest.TestCase):
 
                 self.assertEqual([(1, {"it": reason})], [(r.line, r.errors) for r in found])
 
-    def test_no_user_hides_in_a_name(self) -> None:
-        """What stands within quotes is no row, whatever is wrong with the quotes."""
+    def test_no_user_is_read_from_a_quoted_field(self) -> None:
+        """The content of a quoted field never becomes a row, even when its quotes are broken."""
         hidden = f"\nroot,root@x.y,{HASHED}\n"
         for number, row in enumerate(
             (
@@ -324,10 +324,10 @@ class TestCsv(unittest.TestCase):
 
 
 class TestWriting(unittest.TestCase):
-    """What is written can be read."""
+    """Written files can be read."""
 
     def test_both_formats(self) -> None:
-        """A user with everything that is awkward comes back from either format as they went in."""
+        """A user with quotes, line separators and emoji is the same after writing and reading."""
         user = ADA | {
             "username": 'Ζωή, "the\u2028first" \\ \N{GRINNING FACE}',
             "active": False,
@@ -338,7 +338,7 @@ class TestWriting(unittest.TestCase):
             with self.subTest(as_csv=as_csv):
                 file = io.BytesIO()
 
-                self.assertEqual(2, records.write([user, user], file, as_csv=as_csv))
+                self.assertEqual(2, user_files.write([user, user], file, as_csv=as_csv))
                 found = read(file.getvalue(), as_csv=as_csv)
 
                 self.assertEqual([{}, {}], [record.errors for record in found])

@@ -1,0 +1,234 @@
+"""The tables."""
+
+import unicodedata
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+    text,
+    true,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from project import clock, ids
+from project.errors import TokenExpired, TokenInvalid
+from project.extensions import db
+from project.lib import hashing
+
+# A username of 128 characters in NFKC can have four times as many as the client wrote it.
+MAX_STORED_USERNAME = 512
+MAX_STORED_USER_AGENT = 512
+MAX_STORED_IP = 64
+MAX_REQUEST_ID = 64
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC, also on SQLite, which stores no time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return `value` in UTC; raise ValueError for a naive datetime, which is ambiguous."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime needs a time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return `value` as an aware datetime in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _bytewise(length: int) -> String:
+    """Return the type of a text that every database orders by its bytes.
+
+    An index on such a column finds a prefix, whatever collation the database was created with.
+    """
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
+def username_key(username: str) -> str:
+    """Return the same key for usernames that differ in case or form only (NFKC casefold)."""
+    folded = unicodedata.normalize("NFKC", username).strip().casefold()
+    return unicodedata.normalize("NFKC", folded)
+
+
+class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A user, who can log in."""
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    username: Mapped[str] = mapped_column(String(MAX_STORED_USERNAME))
+    username_key: Mapped[str] = mapped_column(_bytewise(MAX_STORED_USERNAME))
+    email: Mapped[str] = mapped_column(_bytewise(128))
+    password: Mapped[str] = mapped_column(String(255))
+    active: Mapped[bool] = mapped_column(default=True, server_default=true())
+    admin: Mapped[bool] = mapped_column(default=False, server_default=false())
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=lambda: clock.utcnow())
+
+    __table_args__ = (
+        UniqueConstraint("email"),
+        UniqueConstraint("username_key"),
+        Index(None, "created_at", "id"),
+        Index(
+            "users_admins_idx",
+            "id",
+            postgresql_where=text("active AND admin"),
+            sqlite_where=text("active = 1 AND admin = 1"),
+        ),
+        # SQLite never reuses an id either: tokens of a deleted user may still be in circulation.
+        {"sqlite_autoincrement": True},
+    )
+
+    def __init__(self, username: str, email: str, password: str, **columns: Any) -> None:
+        """Make a user; `password` is in plain text, and only its hash is kept.
+
+        A naive `created_at` is taken as UTC.
+        """
+        created_at = columns.get("created_at")
+        if created_at is not None and created_at.tzinfo is None:
+            columns["created_at"] = created_at.replace(tzinfo=UTC)
+        super().__init__(
+            username=username,
+            username_key=username_key(username),
+            email=email,
+            password=hashing.hash(password),
+            **columns,
+        )
+
+    def encode_auth_token(self, user_id: int) -> str:
+        """Return a token for `user_id`, of the configured lifetime, that belongs to no session.
+
+        The routes refuse it: they accept tokens of a session only.
+        """
+        from project.tokens import codec, keys
+
+        now = int(clock.utcnow().timestamp())
+        claims = codec.AccessClaims(user_id, None, now, now + keys.auth_token_lifetime())
+        return codec.encode_access(claims, key=keys.signing_key())
+
+    @staticmethod
+    def decode_auth_token(auth_token: str) -> int | str:
+        """Return the user id of a valid token, or the message that says why it is refused.
+
+        The session of the token is not looked up.
+        """
+        from project.tokens import codec, keys
+
+        try:
+            return codec.decode_access(
+                auth_token, keys=keys.verification_keys(), now=clock.utcnow()
+            ).user_id
+        except (TokenExpired, TokenInvalid) as error:
+            return error.message
+
+
+class Throttle(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A count of attempts; `key` names the act and the address or account that is counted."""
+
+    __tablename__ = "throttles"
+
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    attempts: Mapped[int]
+    resets_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    paused_until: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index(None, "resets_at"),)
+
+
+class KnownAddress(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A network from which the user of an account has logged in."""
+
+    __tablename__ = "known_addresses"
+
+    account: Mapped[str] = mapped_column(String(64), primary_key=True)
+    network: Mapped[str] = mapped_column(String(64), primary_key=True)
+    last_login_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (Index(None, "last_login_at"),)
+
+
+class Session(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A live login on one device; ending a session deletes its row.
+
+    A row holds no token and no part of one: tokens are signed, and only clients keep them.
+    """
+
+    __tablename__ = "sessions"
+
+    id: Mapped[str] = mapped_column(String(ids.SESSION_LENGTH), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    # The number of refreshes so far; the current refresh token names the same number.
+    generation: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # When the current tokens were issued; `ip` and `user_agent` are those of that request.
+    last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ip: Mapped[str | None] = mapped_column(String(MAX_STORED_IP))
+    user_agent: Mapped[str] = mapped_column(String(MAX_STORED_USER_AGENT))
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        Index(None, "user_id", "expires_at"),
+        Index(None, "expires_at"),
+    )
+
+
+class Event(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """An event of the audit log; `accounts/audit.py` lists the kinds.
+
+    An event stays when its user is deleted. `audit.anonymize` then removes what identifies them.
+    """
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    kind: Mapped[str] = mapped_column(String(32))
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    # The user who acted, if that is another user.
+    actor_id: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    session_id: Mapped[str | None] = mapped_column(String(ids.SESSION_LENGTH))
+    ip: Mapped[str | None] = mapped_column(String(MAX_STORED_IP))
+    user_agent: Mapped[str] = mapped_column(String(MAX_STORED_USER_AGENT))
+    request_id: Mapped[str | None] = mapped_column(String(MAX_REQUEST_ID))
+    details: Mapped[dict[str, str | int]] = mapped_column(JSON)
+
+    __table_args__ = (
+        Index(None, "user_id", "created_at", "id"),
+        Index(
+            None,
+            "actor_id",
+            "created_at",
+            "id",
+            postgresql_where=text("actor_id IS NOT NULL"),
+            sqlite_where=text("actor_id IS NOT NULL"),
+        ),
+        Index(None, "created_at", "id"),
+    )
+
+
+# The tables, for statements that read or write columns instead of objects.
+users_table = cast(Table, User.__table__)
+sessions_table = cast(Table, Session.__table__)
+events_table = cast(Table, Event.__table__)
+throttles_table = cast(Table, Throttle.__table__)
+known_addresses_table = cast(Table, KnownAddress.__table__)

@@ -1,0 +1,54 @@
+"""The servers: Granian, as in production, and Flask's development server."""
+
+import os
+import sys
+from pathlib import Path
+
+import flask_migrate
+from flask import current_app
+from werkzeug.serving import WSGIRequestHandler
+
+from project.config import SERVICE_NAME
+from project.extensions import db
+from project.lib import metrics
+
+GRANIAN_LOG_CONFIG = Path(__file__).resolve().parent.parent / "granian.json"
+
+
+def serve() -> None:
+    """Migrate the database, then serve with Granian, as in production.
+
+    Variables of Granian, such as GRANIAN_HOST and GRANIAN_PORT, override the defaults.
+    """
+    flask_migrate.upgrade()
+    db.engine.dispose()
+    environment = _defaults() | os.environ
+    if port := current_app.config["METRICS_PORT"]:
+        if str(port) == environment["GRANIAN_PORT"]:
+            sys.exit(f"METRICS_PORT and GRANIAN_PORT are both {port}.")
+        environment[metrics.DIRECTORY] = str(metrics.new_directory(f"{SERVICE_NAME}-metrics-"))
+    command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
+    os.execve(sys.executable, [*command, "project:create_app"], environment)
+
+
+def _defaults() -> dict[str, str]:
+    """Return the settings of Granian that hold where its variables are not set."""
+    config = current_app.config
+    defaults = {
+        "GRANIAN_PORT": "5000",
+        "GRANIAN_HTTP": "1",
+        "GRANIAN_WORKERS": str(config["GRANIAN_WORKERS"]),
+        "GRANIAN_BLOCKING_THREADS": str(config["GRANIAN_BLOCKING_THREADS"]),
+        "GRANIAN_RESPAWN_FAILED_WORKERS": "true",
+        "GRANIAN_WORKERS_KILL_TIMEOUT": "20",  # seconds for requests in flight to finish
+    }
+    if not current_app.debug:
+        defaults["GRANIAN_LOG_CONFIG"] = str(GRANIAN_LOG_CONFIG)
+    return defaults
+
+
+class QuietRequestHandler(WSGIRequestHandler):
+    """A request of the development server; its line in the log is the service's access log."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Log nothing."""

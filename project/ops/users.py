@@ -1,0 +1,54 @@
+"""The commands that change single users: create_admin, deactivate, activate, end_sessions."""
+
+import getpass
+import sys
+
+from pydantic import ValidationError
+
+from project.accounts import administration, fields, registration
+from project.errors import ServiceError
+from project.extensions import db
+from project.ops.command_line import ORIGIN, describe, exit_if_not_found
+
+
+def create_admin(username: str, email: str) -> None:
+    """Add an admin. Prompt for the password, or read it from a line of standard input."""
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    try:
+        new = fields.NewUser(username=username, email=email, password=password)
+        registration.add(new.username, new.email, new.password, ORIGIN, admin=True)
+    except ValidationError as error:
+        sys.exit(describe(fields.invalid_payload(error)))
+    except ServiceError as error:
+        sys.exit(describe(error))
+    db.session.commit()
+    print(f"{new.email} is an admin.")
+
+
+def deactivate(email: str) -> None:
+    """Deactivate a user and end their sessions."""
+    _set_active(email, False)
+    print(f"{email} is deactivated.")
+
+
+def activate(email: str) -> None:
+    """Activate a deactivated user, who then has to log in again."""
+    _set_active(email, True)
+    print(f"{email} is active.")
+
+
+def _set_active(email: str, active: bool) -> None:
+    with exit_if_not_found(email):
+        administration.set_active(email.lower(), active, ORIGIN)
+    db.session.commit()
+
+
+def end_sessions(email: str) -> None:
+    """End all sessions of a user."""
+    with exit_if_not_found(email):
+        ended = administration.end_sessions(email.lower(), ORIGIN)
+    db.session.commit()
+    print(f"Sessions of {email} ended: {ended}.")

@@ -1,0 +1,190 @@
+"""docs/clients.md agrees with the service: error codes, fields, kinds of events, numbers."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from project import clock, db, ids
+from project.accounts import administration, fields
+from project.api import paging
+from project.config import ProductionConfig
+from project.lib import hashing
+from project.models import MAX_REQUEST_ID
+from project.ops import import_export_commands
+from project.tests import scratch
+from project.tests.base import BaseTestCase, bearer
+from project.tests.contract import client_tables
+from project.tests.rows import ORIGIN, add_user, stored_events
+
+TEXT = client_tables.DOCUMENT.read_text()
+COMMAND = "python -m project.tests.contract.client_tables"
+PASSWORD = "test"
+
+
+class TestTables(BaseTestCase):
+    """The tables have what the code has, and advice for each row."""
+
+    def test_tables(self) -> None:
+        """A table has a row for each code, field and kind of event, and no other row."""
+        for titles in client_tables.TABLES:
+            with self.subTest(titles[0]):
+                expected = client_tables.table(titles)
+                message = f"`{COMMAND}` prints the table as it should be"
+
+                self.assertEqual(expected, client_tables.written(titles[0]), message)
+                for row in expected:
+                    self.assertNotIn("", row, f"{row[0]} has an empty cell")
+
+    def test_command(self) -> None:
+        """The command prints every table of the document."""
+        command = [sys.executable, *COMMAND.split()[1:]]
+        printed = subprocess.run(
+            command, cwd=scratch.ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for table in printed.strip().split("\n\n"):
+            self.assertIn(f"\n\n{table}\n", TEXT)
+
+    def test_numbers(self) -> None:
+        """The numbers in the rules are those of the code."""
+        production = {name: field.default for name, field in ProductionConfig.model_fields.items()}
+        least, most = production["PASSWORD_MIN_LENGTH"], hashing.MAX_BYTES
+        page = paging.UsersPage.model_fields["limit"].default
+        rules = {
+            "username": f"1 to {fields.MAX_NAME_LENGTH} characters",
+            "email": f"At most {fields.MAX_NAME_LENGTH} characters",
+            "password": f"{least} (`PASSWORD_MIN_LENGTH`) characters to {most:,} bytes",
+            "session_id": f"{ids.SESSION_LENGTH} letters",
+            "ids": f"1 to {paging.MAX_IDS} user IDs",
+            "limit": f"1 to 500, by default {page}:",
+            "user_id": f"1 to {ids.MAX_ID},",
+        }
+        rows = {row[0]: row[-1] for row in client_tables.written("Field")}
+        for field, rule in rules.items():
+            with self.subTest(field):
+                self.assertIn(rule, rows[f"`{field}`"])
+        for limit, status in (("1", 200), ("500", 200), ("0", 400), ("501", 400)):
+            self.assertEqual(status, self.client.get(f"/users?limit={limit}").status_code)
+        for sentence in (
+            f"1 to {MAX_REQUEST_ID} letters",
+            f"at most {ProductionConfig.MAX_CONTENT_LENGTH // 1024} KiB",
+            f"within {production['REFRESH_REUSE_SECONDS']} seconds (`REFRESH_REUSE_SECONDS`)",
+            f'"registrations";q={production["REGISTRATIONS_PER_ADDRESS"]};w=3600',
+        ):
+            self.assertIn(sentence, TEXT)
+
+
+class TestEvents(BaseTestCase):
+    """The details of events are those that the document lists."""
+
+    settings = {"TOKEN_EXPIRATION_SECONDS": 3_600}  # noqa: RUF012  # never changed
+
+    def send(self, method: str, path: str, token: str | None = None, **body: Any) -> dict[str, Any]:
+        """Return the response to a request."""
+        headers = bearer(token) if token else {}
+        response = self.client.open(path, method=method, json=body, headers=headers)
+        answer: dict[str, Any] = response.get_json()
+        return answer
+
+    def start(self, name: str) -> dict[str, Any]:
+        """Log in, and return the token pair."""
+        return self.send("POST", "/auth/login", email=f"{name}@test.com", password=PASSWORD)
+
+    def test_details(self) -> None:
+        """Every kind occurs with exactly the details of its row, and with each of their values."""
+        self.act_on_sessions()
+        self.act_on_users()
+        self.act_as_operator()
+        occurred: dict[str, set[str]] = defaultdict(set)
+        for event in stored_events():
+            values = {value for value in event["details"].values() if isinstance(value, str)}
+            occurred[event["kind"]] |= values | set(event["details"])
+
+        listed = {
+            kind.strip("`"): set(re.findall("`([^`]+)`", details))
+            for kind, _, details in client_tables.written("Kind")
+        }
+
+        self.assertEqual(listed, dict(occurred))
+
+    def act_on_sessions(self) -> None:
+        """Register, log in, refresh, change the password, log out, and be refused each."""
+        user = {"username": "ada", "email": "ada@test.com", "password": PASSWORD}
+        self.send("POST", "/auth/register", **user)
+        self.send("POST", "/auth/register", **user)
+        self.send("POST", "/auth/register", **user | {"username": "new"})
+        self.send("POST", "/auth/register", **user | {"email": "new@test.com"})
+        self.send("POST", "/auth/login", email="ada@test.com", password="wrong")
+        self.send("POST", "/auth/login", email="unknown@test.com", password="wrong")
+
+        pair = self.start("ada")
+        old = {"refresh_token": pair["refresh_token"]}
+        token = self.send("POST", "/auth/refresh", **old)["auth_token"]
+        passwords = {"new_password": PASSWORD, "current_password": "wrong"}
+        self.send("POST", "/auth/password", token, **passwords)
+        self.send("POST", "/auth/password", token, **passwords | {"current_password": PASSWORD})
+        with mock.patch("project.clock.utcnow", return_value=clock.utcnow() + timedelta(hours=1)):
+            self.send("POST", "/auth/refresh", **old)
+        self.send("POST", "/auth/refresh", **old)
+        token = self.start("ada")["auth_token"]
+        session = self.client.get("/auth/sessions", headers=bearer(token)).get_json()
+        session_id = session["data"]["sessions"][0]["id"]
+        self.send("DELETE", f"/auth/sessions/{session_id}", token)
+        for scope in ("", "?scope=others", "?scope=all"):
+            self.send("POST", f"/auth/logout{scope}", self.start("ada")["auth_token"])
+        pair = self.start("ada")
+        administration.set_active("ada@test.com", False, ORIGIN)
+        db.session.commit()
+        self.start("ada")
+        self.send("POST", "/auth/refresh", refresh_token=pair["refresh_token"])
+
+    def act_on_users(self) -> None:
+        """Change, search and delete users as an admin, and be refused."""
+        root = add_user("root", "root@test.com", PASSWORD, admin=True).id
+        token = self.start("root")["auth_token"]
+        self.app.config["USERS_API_OPEN"] = False
+        user = {"username": "bob", "email": "bob@test.com", "password": PASSWORD}
+        bob = self.send("POST", "/users", token, **user)["data"]["id"]
+        self.send("GET", "/users?query=b", token)
+        for change in (
+            {"username": "bobby"},
+            {"email": "bobby@test.com"},
+            {"username": "bo", "email": "bob@test.com"},
+            {"username": "root"},
+            {"email": "root@test.com"},
+            {"active": False},
+            {"active": True},
+            {"admin": True},
+            {"admin": False},
+        ):
+            self.send("PATCH", f"/users/{bob}", token, **change)
+        headers = bearer(token) | {"If-Match": '"another"'}
+        self.client.patch(f"/users/{bob}", json={"username": "b"}, headers=headers)
+        for password in ("wrong", PASSWORD):
+            own = {"current_password": password}
+            self.send("PATCH", f"/users/{root}", token, admin=False, **own)
+            self.send("DELETE", "/auth/account", token, **own)
+        self.send("DELETE", "/auth/account", self.start("bob")["auth_token"], **own)
+        self.send("DELETE", f"/users/{add_user('eve', 'eve@test.com', PASSWORD).id}", token)
+
+    def act_as_operator(self) -> None:
+        """End sessions, import users and export them."""
+        administration.end_sessions("root@test.com", ORIGIN)
+        db.session.commit()
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            mock.patch("project.lib.database.set_answer_timeout"),
+        ):
+            import_export_commands.export_users(str(folder / "users.jsonl"))
+            text = (folder / "users.jsonl").read_text().replace("root", "toor")
+            (folder / "more.jsonl").write_text(text)
+            import_export_commands.import_users(str(folder / "more.jsonl"))
