@@ -180,16 +180,16 @@ class Service:
             stdout=self._output,
             stderr=subprocess.STDOUT,
         )
-        self._wait_for_workers(2)
+        self.wait_for_output("Started worker", times=2)  # a starting worker ignores SIGTERM
         return self
 
-    def _wait_for_workers(self, started: int) -> None:
-        """Wait until this many workers have started; a starting worker ignores SIGTERM."""
+    def wait_for_output(self, text: str, times: int = 1) -> None:
+        """Wait until the output contains a text this many times."""
         deadline = time.monotonic() + START_TIMEOUT
-        while Path(self._output.name).read_text().count("Started worker") < started:
+        while Path(self._output.name).read_text().count(text) < times:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError(f"the service did not start:\n{self.log}")
+                raise RuntimeError(f"the service did not print {text!r}:\n{self.log}")
             time.sleep(0.02)
 
     def __exit__(self, *_: object) -> None:
@@ -238,4 +238,4 @@ class Service:
         """Send SIGKILL to a worker, and wait until the server has started another."""
         started = Path(self._output.name).read_text().count("Started worker")
         os.kill(worker or self.workers()[0], signal.SIGKILL)
-        self._wait_for_workers(started + 1)
+        self.wait_for_output("Started worker", started + 1)

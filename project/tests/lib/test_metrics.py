@@ -243,8 +243,10 @@ class TestPort(MetricsTestCase):
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = str(other.getsockname()[1])
             with Service(self.enterContext(scratch.database()), METRICS_PORT=port) as service:
+                service.wait_for_output("metrics_port_unavailable")
                 self.assertEqual(200, service.request("GET", "/ping")[0])
-        self.assertEqual(1, service.log.count("metrics_port_unavailable"))
+        # A process logs it once. When the first one stops, the other one may still try the port.
+        self.assertLessEqual(service.log.count("metrics_port_unavailable"), 2)
 
     def test_command(self) -> None:
         """A command with the server's settings leaves the server's metrics alone."""
