@@ -4,8 +4,10 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from email.utils import parseaddr
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -43,11 +45,18 @@ _WELL_KNOWN_KEYS = re.compile(
 )
 _MIN_DISTINCT_CHARACTERS = 8
 MAX_FALLBACKS = 5  # each key costs another verification of an invalid token
+_ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+")
 _ORIGIN = re.compile(
     r"(?!http:.*:80$|https:.*:443$)"
     r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
-_NEVER_SHOWN = {"SECRET_KEY", "SECRET_KEY_FALLBACKS", "DATABASE_URL", "DATABASE_TEST_URL"}
+_NEVER_SHOWN = {
+    "SECRET_KEY",
+    "SECRET_KEY_FALLBACKS",
+    "DATABASE_URL",
+    "DATABASE_TEST_URL",
+    "SMTP_URL",
+}
 
 
 def database_url(text: str) -> str:
@@ -163,6 +172,49 @@ def _without_wildcard(origins: frozenset[str]) -> frozenset[str]:
     return origins
 
 
+def _smtp_url(text: str) -> str:
+    """Return the URL of a mail server; the message of a ValueError contains no part of it."""
+    try:
+        url = urlsplit(text)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        raise ValueError("is not a URL; percent-encode special characters in it") from None
+    if url.scheme not in {"smtp", "smtps"} or not host:
+        raise ValueError("must look like smtp://user:password@host:587?starttls or smtps://host")
+    if url.path not in {"", "/"} or url.fragment:
+        raise ValueError("has a path; percent-encode special characters in user and password")
+    if url.query not in ({"", "starttls"} if url.scheme == "smtp" else {""}):
+        raise ValueError("has an unknown option; smtp:// takes ?starttls, and smtps:// takes none")
+    if (url.username is None) != (url.password is None):
+        raise ValueError("has a user without a password, or a password without a user")
+    return text
+
+
+def _mail_from(text: str) -> str:
+    """Return the sender of mails: an address, or a name and an address in angle brackets."""
+    _, address = parseaddr(text)
+    if not (text.isprintable() and _ADDRESS.fullmatch(address)):
+        raise ValueError("must look like users@example.com or Example <users@example.com>")
+    return text
+
+
+def _link_base_url(text: str) -> str:
+    """Return the URL of the pages that links lead to, without a slash at the end."""
+    url = urlsplit(text)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+        raise ValueError("must be an http or https URL without a query and a fragment")
+    return text.rstrip("/")
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError("is not a folder")
+    return path
+
+
+SmtpUrl = Annotated[str, AfterValidator(_smtp_url)]
+MailFrom = Annotated[str, AfterValidator(_mail_from)]
+LinkBaseUrl = Annotated[str, AfterValidator(_link_base_url)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 Origins = Annotated[frozenset[str], BeforeValidator(_origins)]
 # Types of settings that have another default in some environment, or the same bounds.
@@ -173,6 +225,7 @@ BcryptCost = Annotated[int, Field(ge=4, le=31)]
 PasswordLength = Annotated[int, Field(ge=1, le=64)]
 FailuresPerAccount = Annotated[int, Field(ge=1, le=10_000)]
 AttemptsPerAddress = Annotated[int, Field(ge=1, le=1_000_000)]
+LinkLifetime = Annotated[int, Field(ge=60, le=366 * DAY)]  # seconds
 
 
 class BaseConfig(BaseModel):
@@ -185,6 +238,8 @@ class BaseConfig(BaseModel):
     # Every byte of a password counts: see project/lib/hashing.py.
     BCRYPT_HANDLE_LONG_PASSWORDS: ClassVar[bool] = True
     MAX_CONTENT_LENGTH: ClassVar[int] = 64 * 1024
+    # Where emails are written without SMTP_URL; None where none can be sent then.
+    MAIL_FOLDER: ClassVar[Path | None] = None
 
     SECRET_KEY: Annotated[str, AfterValidator(strong_key)] = Field(
         description="the key that signs tokens; at least 32 bytes in production"
@@ -241,6 +296,31 @@ class BaseConfig(BaseModel):
         30, ge=0, le=3_650, description="days after a login for which its address is known"
     )
     EVENTS_DAYS: int = Field(90, ge=1, le=36_500, description="days to keep the audit log")
+    SMTP_URL: SmtpUrl | None = Field(
+        None, description="mail server; smtp://user:password@host:587?starttls or smtps://..."
+    )
+    MAIL_FROM: MailFrom | None = Field(None, description="sender of emails; needed with SMTP_URL")
+    LINK_BASE_URL: LinkBaseUrl | None = Field(
+        None, description="URL of the page that links in emails lead to; needed with SMTP_URL"
+    )
+    MAIL_TEMPLATES: Annotated[Path, AfterValidator(_folder)] | None = Field(
+        None, description="folder with templates of emails that replace those of the service"
+    )
+    MAIL_SENDER: bool = Field(True, description="whether `serve` also sends the emails")
+    EMAIL_VERIFICATION: Literal["off", "optional", "required"] = Field(
+        "off", description="whether new users are asked to confirm their address, or have to"
+    )
+    SECURITY_NOTICES: bool = Field(
+        True, description="whether users are told of security events by email"
+    )
+    RESET_LINK_SECONDS: LinkLifetime = Field(1_800, description="lifetime of a link to reset")
+    EMAIL_LINK_SECONDS: LinkLifetime = Field(
+        7_200, description="lifetime of a link that confirms a new email"
+    )
+    VERIFICATION_LINK_SECONDS: LinkLifetime = Field(
+        DAY, description="lifetime of a link that confirms the email of a new user"
+    )
+    INVITATION_LINK_SECONDS: LinkLifetime = Field(7 * DAY, description="lifetime of an invitation")
     METRICS_PORT: int | None = Field(
         None, ge=1, le=65_535, description="port on which `serve` exposes /metrics for Prometheus"
     )
@@ -274,6 +354,13 @@ class BaseConfig(BaseModel):
                 f"SESSION_EXPIRATION_SECONDS={self.SESSION_EXPIRATION_SECONDS}:"
                 f" is shorter than the lifetime of a token ({longest})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_mail(self) -> Self:
+        missing = [name for name in ("MAIL_FROM", "LINK_BASE_URL") if getattr(self, name) is None]
+        if self.SMTP_URL and missing:
+            raise ValueError(f"SMTP_URL needs {' and '.join(missing)} too")
         return self
 
     @classmethod
@@ -310,6 +397,7 @@ class DevelopmentConfig(BaseConfig):
     """Settings for development, all with a default."""
 
     DEBUG: ClassVar[bool] = True
+    MAIL_FOLDER: ClassVar[Path | None] = INSTANCE / "mail"
 
     SECRET_KEY: str = Field(default_factory=_development_key)
     SECRET_KEY_FALLBACKS: Keys = ()
@@ -325,6 +413,8 @@ class DevelopmentConfig(BaseConfig):
     LOGIN_FAILURES_PER_ACCOUNT: FailuresPerAccount = 100
     LOGIN_FAILURES_PER_ADDRESS: AttemptsPerAddress = 1_000
     REGISTRATIONS_PER_ADDRESS: AttemptsPerAddress = 1_000
+    MAIL_FROM: MailFrom | None = "users service <users-service@localhost>"
+    LINK_BASE_URL: LinkBaseUrl | None = "http://127.0.0.1:8000"
 
 
 class TestingConfig(BaseConfig):

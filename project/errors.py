@@ -154,6 +154,22 @@ class WrongPassword(ServiceError):
     message = "Current password is wrong."
 
 
+class EmailUnverified(ServiceError):
+    """The credentials are correct, but the user has not confirmed their email yet."""
+
+    status = 403
+    code = "email_unverified"
+    message = "Please confirm your email address."
+
+
+class LinkInvalid(ServiceError):
+    """The token of a link was not issued by this service, has expired or has been used."""
+
+    status = 400
+    code = "link_invalid"
+    message = "This link is no longer valid. Please request a new one."
+
+
 class LastAdmin(ServiceError):
     """The request would delete, deactivate or demote the only active admin."""
 
@@ -263,6 +279,14 @@ class Busy(ServiceError):
     status = 503
     code = "busy"
     message = "The service is busy. Please try again."
+
+
+class MailNotConfigured(ServiceError):
+    """The route sends email, and the operator has not configured a mail server."""
+
+    status = 503
+    code = "mail_not_configured"
+    message = "The service cannot send email."
 
 
 class DatabaseNotMigrated(ServiceError):

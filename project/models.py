@@ -32,6 +32,7 @@ MAX_STORED_USERNAME = 512
 MAX_STORED_USER_AGENT = 512
 MAX_STORED_IP = 64
 MAX_REQUEST_ID = 64
+MAX_STORED_ERROR = 256
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -81,6 +82,8 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
     password: Mapped[str] = mapped_column(String(255))
     active: Mapped[bool] = mapped_column(default=True, server_default=true())
     admin: Mapped[bool] = mapped_column(default=False, server_default=false())
+    # Users from before the column count as verified.
+    email_verified: Mapped[bool] = mapped_column(default=False, server_default=true())
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=lambda: clock.utcnow())
 
     __table_args__ = (
@@ -226,9 +229,71 @@ class Event(db.Model):  # type: ignore[name-defined,misc]  # the base is made at
     )
 
 
+class Invitation(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """An invitation to register; using it deletes its row, and a later one replaces it."""
+
+    __tablename__ = "invitations"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    email: Mapped[str] = mapped_column(_bytewise(128))
+    username: Mapped[str | None] = mapped_column(String(MAX_STORED_USERNAME))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        UniqueConstraint("email"),
+        Index(None, "expires_at"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class Mail(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """An email that is to be sent; sending it deletes its row.
+
+    The row holds no link: links are made when the email is sent.
+    """
+
+    __tablename__ = "mails"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    kind: Mapped[str] = mapped_column(String(32))
+    address: Mapped[str] = mapped_column(_bytewise(128))
+    # The user without whom the email is not sent, if it is about a certain one.
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    parameters: Mapped[dict[str, str | None]] = mapped_column(JSON)
+    language: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    next_try_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    tries: Mapped[int]
+    claimed_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    failed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # when it was given up
+    error: Mapped[str] = mapped_column(String(MAX_STORED_ERROR))  # of the last try
+
+    __table_args__ = (
+        Index(
+            None,
+            "next_try_at",
+            "id",
+            postgresql_where=text("failed_at IS NULL"),
+            sqlite_where=text("failed_at IS NULL"),
+        ),
+        Index(
+            None,
+            "user_id",
+            postgresql_where=text("user_id IS NOT NULL"),
+            sqlite_where=text("user_id IS NOT NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+
 # The tables, for statements that read or write columns instead of objects.
 users_table = cast(Table, User.__table__)
 sessions_table = cast(Table, Session.__table__)
 events_table = cast(Table, Event.__table__)
 throttles_table = cast(Table, Throttle.__table__)
 known_addresses_table = cast(Table, KnownAddress.__table__)
+invitations_table = cast(Table, Invitation.__table__)
+mails_table = cast(Table, Mail.__table__)

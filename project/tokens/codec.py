@@ -1,7 +1,8 @@
 """Encode and decode JSON Web Tokens (RFC 7519, JWS compact serialization of RFC 7515).
 
-The functions are pure: the keys and the time are arguments. There are two kinds of tokens, with
-different `typ` and `aud` (RFC 8725, 3.11 and 3.12), so that neither is accepted as the other.
+The functions are pure: the keys and the time are arguments. Each kind of token has its own `typ`
+and `aud` (RFC 8725, 3.11 and 3.12), so that none is accepted as another one. The kinds of links are
+in `links`.
 One key signs. Several keys may verify, and are tried in their order: no token names its key.
 """
 
@@ -23,13 +24,15 @@ CACHE_SIZE = 1_024  # valid tokens whose signature is not verified again, per pr
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
+    """What distinguishes one kind of token from all others."""
+
     type: str
     audience: str | None
 
 
-_ACCESS = _Kind("JWT", None)
-_REFRESH = _Kind("refresh+jwt", "refresh")
+_ACCESS = Kind("JWT", None)
+_REFRESH = Kind("refresh+jwt", "refresh")
 
 
 class AccessClaims(NamedTuple):
@@ -55,7 +58,7 @@ class RefreshClaims(NamedTuple):
 def encode_access(claims: AccessClaims, *, key: str) -> str:
     """Return the signed token with these claims."""
     session = {"sid": claims.session_id} if claims.session_id is not None else {}
-    return _sign(_ACCESS, claims, session, key)
+    return sign(_ACCESS, claims.user_id, session, claims.issued_at, claims.expires_at, key)
 
 
 def encode_refresh(claims: RefreshClaims, *, key: str) -> str:
@@ -64,9 +67,8 @@ def encode_refresh(claims: RefreshClaims, *, key: str) -> str:
         "sid": claims.session_id,
         "gen": claims.generation,
         "auth_time": claims.logged_in_at,
-        "aud": _REFRESH.audience,
     }
-    return _sign(_REFRESH, claims, session, key)
+    return sign(_REFRESH, claims.user_id, session, claims.issued_at, claims.expires_at, key)
 
 
 def decode_access(token: str, *, keys: tuple[str, ...], now: datetime) -> AccessClaims:
@@ -75,34 +77,32 @@ def decode_access(token: str, *, keys: tuple[str, ...], now: datetime) -> Access
     Raise TokenExpired for a signed token that has expired, and TokenInvalid for any other token.
     """
     claims = _verify_access(token, keys)
-    _check_times(claims, now)
+    check_times(claims.issued_at, claims.expires_at, now)
     return claims
 
 
 def decode_refresh(token: str, *, keys: tuple[str, ...], now: datetime) -> RefreshClaims:
     """Return the claims of a refresh token, as `decode_access` does of an auth token."""
     claims = _verify_refresh(token, keys)
-    _check_times(claims, now)
+    check_times(claims.issued_at, claims.expires_at, now)
     return claims
 
 
-def _check_times(claims: AccessClaims | RefreshClaims, now: datetime) -> None:
+def check_times(issued_at: int, expires_at: int, now: datetime) -> None:
+    """Raise TokenInvalid for a token from the future, and TokenExpired for one that has expired."""
     moment = now.timestamp()
-    if claims.issued_at > moment + IAT_LEEWAY:
+    if issued_at > moment + IAT_LEEWAY:
         raise TokenInvalid
-    if claims.expires_at <= moment:
+    if expires_at <= moment:
         raise TokenExpired
 
 
-def _sign(
-    kind: _Kind, claims: AccessClaims | RefreshClaims, session: dict[str, Any], key: str
+def sign(
+    kind: Kind, subject: int, claims: dict[str, Any], issued_at: int, expires_at: int, key: str
 ) -> str:
-    payload = {
-        "sub": str(claims.user_id),
-        **session,
-        "iat": claims.issued_at,
-        "exp": claims.expires_at,
-    }
+    """Return a signed token of a kind; `claims` are those that not every kind has."""
+    audience = {"aud": kind.audience} if kind.audience is not None else {}
+    payload = {"sub": str(subject), **claims, **audience, "iat": issued_at, "exp": expires_at}
     return jwt.encode(payload, key, algorithm=ALGORITHM, headers={"typ": kind.type})
 
 
@@ -112,14 +112,14 @@ def _verify_access(token: str, keys: tuple[str, ...]) -> AccessClaims:
 
     The keys are part of the cache key: a token of a key that was removed is verified again.
     """
-    payload, user_id = _verify(_ACCESS, token, keys)
+    payload, user_id = verify(_ACCESS, token, keys)
     session_id = _session_id(payload) if "sid" in payload else None
-    return AccessClaims(user_id, session_id, _integer(payload, "iat"), _integer(payload, "exp"))
+    return AccessClaims(user_id, session_id, integer(payload, "iat"), integer(payload, "exp"))
 
 
 def _verify_refresh(token: str, keys: tuple[str, ...]) -> RefreshClaims:
-    payload, user_id = _verify(_REFRESH, token, keys)
-    integers = (_integer(payload, claim) for claim in ("gen", "auth_time", "iat", "exp"))
+    payload, user_id = verify(_REFRESH, token, keys)
+    integers = (integer(payload, claim) for claim in ("gen", "auth_time", "iat", "exp"))
     claims = RefreshClaims(user_id, _session_id(payload), *integers)
     if not (0 <= claims.generation < ids.MAX_ID):
         raise TokenInvalid
@@ -128,27 +128,27 @@ def _verify_refresh(token: str, keys: tuple[str, ...]) -> RefreshClaims:
     return claims
 
 
-def _verify(kind: _Kind, token: str, keys: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-    """Return the payload and the user id of a signed token; raise TokenInvalid.
+def verify(kind: Kind, token: str, keys: tuple[str, ...]) -> tuple[dict[str, Any], int]:
+    """Return the payload and the subject of a signed token; raise TokenInvalid.
 
-    The header must equal the one that `_sign` writes, so that no `kid`, `jku`, `x5u`, `jwk` or
+    The header must equal the one that `sign` writes, so that no `kid`, `jku`, `x5u`, `jwk` or
     `crit` is evaluated (RFC 8725, 3.1 and 3.10). PyJWT verifies the signature and the audience.
-    `_check_times` checks the times, with stricter types than PyJWT.
+    `check_times` checks the times, with stricter types than PyJWT.
     """
     if len(token) > MAX_LENGTH or not _COMPACT.fullmatch(token):
         raise TokenInvalid
     try:
         decoded = _decode(kind, token, keys)
         payload: dict[str, Any] = decoded["payload"]
-        user_id = ids.parse(payload["sub"])
+        subject = ids.parse(payload["sub"])
     except (jwt.PyJWTError, ValueError, RecursionError):
         raise TokenInvalid from None
     if decoded["header"] != {"alg": ALGORITHM, "typ": kind.type} or "nbf" in payload:
         raise TokenInvalid
-    return payload, user_id
+    return payload, subject
 
 
-def _decode(kind: _Kind, token: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def _decode(kind: Kind, token: str, keys: tuple[str, ...]) -> dict[str, Any]:
     """Return header and payload as PyJWT does, verified by the first of `keys` that fits.
 
     A token that has another fault than its signature is refused without trying the other keys.
@@ -171,7 +171,8 @@ def _decode(kind: _Kind, token: str, keys: tuple[str, ...]) -> dict[str, Any]:
     raise TokenInvalid
 
 
-def _integer(payload: dict[str, Any], claim: str) -> int:
+def integer(payload: dict[str, Any], claim: str) -> int:
+    """Return a claim that is an integer; raise TokenInvalid if it is anything else."""
     value = payload.get(claim)
     if type(value) is not int:
         raise TokenInvalid
