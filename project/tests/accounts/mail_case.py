@@ -17,6 +17,12 @@ ON_ITS_WAY = "If there is an account with this address, an email is on its way."
 _LINK = re.compile(rf"{BASE}/#/(\w+)\?token=(\S+)")
 
 
+def body_of(message: EmailMessage, kind: str) -> str:
+    """Return the text of a part of an email, "plain" or "html"."""
+    part: Any = message.get_body((kind,))
+    return str(part.get_content())
+
+
 class Mailbox:
     """A transport that keeps the emails."""
 
@@ -45,7 +51,7 @@ class MailTestCase(BaseTestCase):
         self.token = start_session(self.user).auth_token
         self.move_clock(0)
 
-    def post(self, path: str, caller: str | None = None, **body: object) -> TestResponse:
+    def post(self, path: str, caller: str | None = None, /, **body: object) -> TestResponse:
         """Return the response to a POST of a client of its own."""
         headers = bearer(caller) if caller else {}
         return self.app.test_client().post(path, json=body, headers=headers)
@@ -57,7 +63,7 @@ class MailTestCase(BaseTestCase):
 
     def assert_link_invalid(self, path: str, token: str, **body: object) -> None:
         """Check that a link is refused."""
-        self.assert_error(self.post(path, token=token, **body), errors.LinkInvalid)
+        self.assert_error(self.post(path, **{"token": token} | body), errors.LinkInvalid)
 
     def send_mail(self) -> list[EmailMessage]:
         """Send the emails that are due, and return them in the order of their addresses."""
@@ -68,13 +74,10 @@ class MailTestCase(BaseTestCase):
 
     def link_in(self, message: EmailMessage, purpose: str) -> str:
         """Return the token of the link in an email, whose parts have the same link."""
-        text, html = ((message.get_body((kind,))) for kind in ("plain", "html"))
-        assert text is not None
-        assert html is not None
-        found = _LINK.findall(text.get_content())
-        self.assertEqual(1, len(found), text.get_content())
+        found = _LINK.findall(body_of(message, "plain"))
+        self.assertEqual(1, len(found))
         self.assertEqual(purpose, found[0][0])
-        self.assertIn(f'href="{BASE}/#/{purpose}?token={found[0][1]}"', html.get_content())
+        self.assertIn(f'href="{BASE}/#/{purpose}?token={found[0][1]}"', body_of(message, "html"))
         return str(found[0][1])
 
     def receive(self, purpose: str, address: str = "ada@test.com") -> str:

@@ -310,7 +310,7 @@ class TestForgot(ResetTestCase):
 
     def test_user_is_told_nothing_about_others(self) -> None:
         """A request by a client that is logged in as another user is the same."""
-        response = self.post(FORGOT, caller=self.token, email="unknown@test.com")
+        response = self.post(FORGOT, self.token, email="unknown@test.com")
 
         self.assert_done(response, ON_ITS_WAY, 202)
 
