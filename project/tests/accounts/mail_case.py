@@ -4,6 +4,7 @@ import re
 from email.message import EmailMessage
 from typing import Any, ClassVar
 
+from flask import Flask
 from werkzeug.test import TestResponse
 
 from project import errors
@@ -13,6 +14,12 @@ from project.tests.base import BaseTestCase, bearer
 from project.tests.rows import add_user, start_session, stored_mails
 
 BASE = "https://app.example/account"
+# With a transport of the tests, nothing connects to the mail server.
+MAIL_SETTINGS = {
+    "SMTP_URL": "smtp://127.0.0.1:1",
+    "MAIL_FROM": "Example <users@app.example>",
+    "LINK_BASE_URL": BASE,
+}
 ON_ITS_WAY = "If there is an account with this address, an email is on its way."
 _LINK = re.compile(rf"{BASE}/#/(\w+)\?token=(\S+)")
 
@@ -34,15 +41,17 @@ class Mailbox:
         self.messages.append(message)
 
 
+def send_mail(app: Flask) -> list[EmailMessage]:
+    """Send the emails that are due, and return them in the order of their addresses."""
+    mailbox = Mailbox()
+    Sender(app, mailbox, mails.compose).run_once()
+    return sorted(mailbox.messages, key=lambda message: str(message["To"]))
+
+
 class MailTestCase(BaseTestCase):
     """A test of an application that can send email, with a user and a stopped clock."""
 
-    settings: ClassVar[dict[str, Any]] = {
-        "SMTP_URL": "smtp://127.0.0.1:1",
-        "MAIL_FROM": "Example <users@app.example>",
-        "LINK_BASE_URL": BASE,
-        "TOKEN_EXPIRATION_SECONDS": 3_600,
-    }
+    settings: ClassVar[dict[str, Any]] = MAIL_SETTINGS | {"TOKEN_EXPIRATION_SECONDS": 3_600}
 
     def setUp(self) -> None:
         """Add the user, log them in, and stop the clock."""
@@ -66,11 +75,10 @@ class MailTestCase(BaseTestCase):
         self.assert_error(self.post(path, **{"token": token} | body), errors.LinkInvalid)
 
     def send_mail(self) -> list[EmailMessage]:
-        """Send the emails that are due, and return them in the order of their addresses."""
-        mailbox = Mailbox()
-        Sender(self.app, mailbox, mails.compose).run_once()
+        """Send the emails that are due, all of them, and return them."""
+        messages = send_mail(self.app)
         self.assertEqual([], stored_mails())
-        return sorted(mailbox.messages, key=lambda message: str(message["To"]))
+        return messages
 
     def link_in(self, message: EmailMessage, purpose: str) -> str:
         """Return the token of the link in an email, whose parts have the same link."""
