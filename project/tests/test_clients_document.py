@@ -9,11 +9,11 @@ import tempfile
 from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 from project import clock, db, ids
-from project.accounts import administration, fields
+from project.accounts import administration, fields, links
 from project.api import paging
 from project.config import ProductionConfig
 from project.lib import hashing
@@ -23,6 +23,7 @@ from project.tests import scratch
 from project.tests.base import BaseTestCase, bearer
 from project.tests.contract import client_tables
 from project.tests.rows import ORIGIN, add_user, stored_events
+from project.tokens.links import Purpose
 
 TEXT = client_tables.DOCUMENT.read_text()
 COMMAND = "python -m project.tests.contract.client_tables"
@@ -84,14 +85,20 @@ class TestTables(BaseTestCase):
 class TestEvents(BaseTestCase):
     """The details of events are those that the document lists."""
 
-    settings = {"TOKEN_EXPIRATION_SECONDS": 3_600}  # noqa: RUF012  # never changed
+    settings: ClassVar[dict[str, Any]] = {
+        "TOKEN_EXPIRATION_SECONDS": 3_600,
+        "SMTP_URL": "smtp://127.0.0.1:1",
+        "MAIL_FROM": "users@app.example",
+        "LINK_BASE_URL": "https://app.example",
+    }
 
-    def send(self, method: str, path: str, token: str | None = None, **body: Any) -> dict[str, Any]:
+    def send(
+        self, method: str, path: str, caller: str | None = None, /, **body: Any
+    ) -> dict[str, Any]:
         """Return the response to a request."""
-        headers = bearer(token) if token else {}
+        headers = bearer(caller) if caller else {}
         response = self.client.open(path, method=method, json=body, headers=headers)
-        answer: dict[str, Any] = response.get_json()
-        return answer
+        return response.get_json()
 
     def start(self, name: str) -> dict[str, Any]:
         """Log in, and return the token pair."""
@@ -101,6 +108,7 @@ class TestEvents(BaseTestCase):
         """Every kind occurs with exactly the details of its row, and with each of their values."""
         self.act_on_sessions()
         self.act_on_users()
+        self.act_with_links()
         self.act_as_operator()
         occurred: dict[str, set[str]] = defaultdict(set)
         for event in stored_events():
@@ -173,6 +181,26 @@ class TestEvents(BaseTestCase):
             self.send("DELETE", "/auth/account", token, **own)
         self.send("DELETE", "/auth/account", self.start("bob")["auth_token"], **own)
         self.send("DELETE", f"/users/{add_user('eve', 'eve@test.com', PASSWORD).id}", token)
+
+    def act_with_links(self) -> None:
+        """Confirm an email, ask for another, reset the password, and invite."""
+        root = self.start("root")["auth_token"]
+        self.send("POST", "/users/invitations", root, email="new@test.com")
+        self.app.config["EMAIL_VERIFICATION"] = "required"
+        email = "kim@test.com"
+        self.send("POST", "/auth/register", username="kim", email=email, password=PASSWORD)
+        self.start("kim")
+        self.send("POST", "/auth/verify", token=self.link(Purpose.VERIFY, email))
+        other = {"email": "other@test.com", "current_password": PASSWORD}
+        self.send("POST", "/auth/email", self.start("kim")["auth_token"], **other)
+        reset = {"token": self.link(Purpose.RESET, email), "new_password": PASSWORD}
+        self.send("POST", "/auth/password/reset", **reset)
+
+    def link(self, purpose: Purpose, email: str) -> str:
+        """Return the token of a link, as an email to the user has it."""
+        user = links.user_by_email(email)
+        assert user is not None  # noqa: S101  # for mypy
+        return links.for_user(purpose, user, 60).url.partition("?token=")[2]
 
     def act_as_operator(self) -> None:
         """End sessions, import users and export them."""
