@@ -13,6 +13,7 @@ from project.config import DEFAULT_SETTINGS, SERVICE_NAME, BaseConfig
 from project.errors import ConfigurationError
 from project.extensions import bcrypt, db, migrate
 from project.lib import bulkhead, database, forwarded, hashing, logs, metrics, readiness
+from project.mail import rendering
 
 __all__ = ["UsersService", "bcrypt", "create_app", "db", "migrate"]
 
@@ -37,6 +38,7 @@ def create_app(settings: str | None = None) -> UsersService:
     bulkhead.init_app(app)
     hashing.init_app(app)
     rate_limits.init_app(app)
+    rendering.init_app(app)
     requests.init_app(app)
     error_handlers.init_app(app)
     https.init_app(app)

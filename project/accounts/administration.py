@@ -17,9 +17,11 @@ from project.accounts import (
     audit,
     authentication,
     directory,
+    mails,
     rate_limits,
     registration,
     sessions,
+    verification,
 )
 from project.extensions import db
 from project.lib import database
@@ -49,6 +51,13 @@ class _LockedAccount(NamedTuple):
         audit.refuse(error, self.refused, **self.about, why=why)
 
 
+class Changed(NamedTuple):
+    """The outcome of a change."""
+
+    user: Row[Any]
+    email_unconfirmed: bool  # whether the new email replaces the old one when the user confirms it
+
+
 def change(
     user_id: int,
     changes: Mapping[str, str | bool],
@@ -57,16 +66,21 @@ def change(
     *,
     password: str | None,
     versions: Container[str] | None = None,
-) -> Row[Any]:
-    """Change the username, email, `active` or `admin` of a user, and return the user.
+    confirm_email: bool = False,
+) -> Changed:
+    """Change the username, email, `active` or `admin` of a user.
 
     `caller` is an active admin or that user, as `sessions.identify` returned them. A change of
     `active` ends the user's sessions; other changes end none, because tokens name neither the
-    username nor the email. Raise PermissionDenied for a privilege that the caller may not change;
+    username nor the email. With `confirm_email`, a new email is not stored, but gets a link to
+    confirm it. Raise PermissionDenied for a privilege that the caller may not change;
     InvalidPayload or EmailExists for a name that is taken; PreconditionFailed if `versions` are
-    given and the user has none of them (`directory.version`); LastAdmin; and as `_lock_account`.
+    given and the user has none of them (`directory.version`); LastAdmin; MailNotConfigured; and as
+    `_lock_account`.
     """
     refused = audit.Kind.USER_CHANGE_REFUSED
+    if confirm_email and "email" in changes:
+        mails.reserve(mails.Kind.EMAIL, str(changes["email"]), origin)
     if not caller.admin:
         if PRIVILEGES & changes.keys():
             raise errors.PermissionDenied
@@ -82,8 +96,9 @@ def change(
     different = {name: value for name, value in changes.items() if getattr(before, name) != value}
     if account.is_last_admin and PRIVILEGES & different.keys():
         account.refuse(errors.LastAdmin(), "last_admin")
+    to_confirm = cast(str | None, different.pop("email", None)) if confirm_email else None
     try:
-        after, ended = _update(user_id, different)
+        after, ended = _update(user_id, different, email_verified=user_id != caller.id)
     except IntegrityError as error:
         username, email = (cast(str | None, different.get(name)) for name in ("username", "email"))
         taken = registration.taken_names(error, username, email, but=user_id)
@@ -91,9 +106,14 @@ def change(
         account.refuse(refusal, f"{next(iter(taken))}_taken")
     _record(different, ended, account.about)
     account.attempt.succeed()
+    if to_confirm:
+        verification.request_change(user_id, to_confirm, origin)
     if after.email != before.email:
         rate_limits.rename(before.email, after.email)
-    return after
+        mails.notify(mails.Kind.EMAIL_CHANGED, before.email, origin, user_id=user_id)
+    if before.active and not after.active:
+        mails.notify(mails.Kind.ACCOUNT_DEACTIVATED, after.email, origin, user_id=user_id)
+    return Changed(after, bool(to_confirm))
 
 
 def delete(user_id: int, caller: Row[Any], origin: audit.Origin, *, password: str | None) -> None:
@@ -116,6 +136,8 @@ def delete(user_id: int, caller: Row[Any], origin: audit.Origin, *, password: st
         audit.record(audit.Kind.ACCOUNT_DELETED, audit.ANONYMOUS, user_id=None)
     else:
         audit.record(audit.Kind.USER_DELETED, origin, user_id=None)
+        email = account.user.email
+        mails.notify(mails.Kind.ACCOUNT_DELETED, email, origin, user_id=user_id)
 
 
 def _lock_account(
@@ -178,14 +200,19 @@ def _lock_rows(user_id: int, caller: Row[Any]) -> tuple[Row[Any], bool]:
     return locked[user_id], admins == {user_id}
 
 
-def _update(user_id: int, different: Mapping[str, str | bool]) -> tuple[Row[Any], int]:
+def _update(
+    user_id: int, different: Mapping[str, str | bool], *, email_verified: bool
+) -> tuple[Row[Any], int]:
     """Store the changes of a user; return the user, and how many sessions that ended.
 
-    Raise IntegrityError, and leave the user and the sessions as they were, if a name is taken.
+    `email_verified` says whether a new email counts as confirmed. Raise IntegrityError, and leave
+    the user and the sessions as they were, if a name is taken.
     """
     values: dict[str, Any] = dict(different)
     if "username" in values:
         values["username_key"] = username_key(values["username"])
+    if "email" in values:
+        values["email_verified"] = email_verified
     this_user = _users.id == user_id
     with db.session.begin_nested():
         # Before the UPDATE, which makes events for the user wait when it changes a name: a refresh
@@ -219,6 +246,8 @@ def set_active(email: str, active: bool, origin: audit.Origin) -> None:
         raise errors.UserNotFound
     kind = audit.Kind.USER_ACTIVATED if active else audit.Kind.USER_DEACTIVATED
     audit.record(kind, origin, user_id=user_id, sessions=sessions.end_all(user_id))
+    if not active:
+        mails.notify(mails.Kind.ACCOUNT_DEACTIVATED, email, origin, user_id=user_id)
 
 
 def end_sessions(email: str, origin: audit.Origin) -> int:

@@ -35,6 +35,7 @@ from project import clock
 from project.errors import ServiceError
 from project.extensions import db
 from project.lib import database, metrics
+from project.mail import rendering
 from project.models import events_table, users_table
 
 log = structlog.get_logger()
@@ -54,10 +55,10 @@ class Kind(StrEnum):
     REGISTRATION_REFUSED = auto()  # why: username_taken, email_taken
     USER_ADDED = auto()
     LOGGED_IN = auto()
-    LOGIN_REFUSED = auto()  # why: unknown_email, wrong_password, account_inactive; pause
-    REFRESHED = (
-        auto()
-    )  # repeated: whether the token had been used in the last REFRESH_REUSE_SECONDS
+    # why: unknown_email, wrong_password, account_inactive, email_unverified; pause
+    LOGIN_REFUSED = auto()
+    # repeated: whether the token had been used in the last REFRESH_REUSE_SECONDS
+    REFRESHED = auto()
     REFRESH_REFUSED = auto()  # why: session_ended, account_inactive
     REFRESH_REUSED = auto()  # a theft; the session is ended
     LOGGED_OUT = auto()  # scope: this, others, all
@@ -77,6 +78,10 @@ class Kind(StrEnum):
     ACCOUNT_DELETED = auto()  # by the user; the event does not name them
     DELETION_REFUSED = auto()  # why: wrong_password, last_admin; pause
     USERS_SEARCHED = auto()  # users
+    PASSWORD_RESET = auto()  # with a link from an email; sessions
+    EMAIL_VERIFIED = auto()
+    EMAIL_CHANGE_REQUESTED = auto()  # USER_CHANGED follows when the user confirms it
+    USER_INVITED = auto()  # the event does not name the email
 
 
 class Origin(NamedTuple):
@@ -86,6 +91,7 @@ class Origin(NamedTuple):
     user_agent: str
     request_id: str | None = None
     actor_id: int | None = None  # the user who sends the request
+    language: str = rendering.DEFAULT_LANGUAGE  # of the emails that the request causes
 
 
 ANONYMOUS = Origin(None, "")  # of a user who is deleted

@@ -10,7 +10,14 @@ from typing import Any, NoReturn, TypeVar
 from sqlalchemy import Row, bindparam, select, update
 
 from project import clock, errors
-from project.accounts import audit, password_policy, rate_limits, sessions
+from project.accounts import (
+    audit,
+    mails,
+    password_policy,
+    rate_limits,
+    sessions,
+    verification,
+)
 from project.accounts.sessions import AccountChanged
 from project.extensions import db
 from project.lib import database, hashing
@@ -22,7 +29,11 @@ MAX_TRIES = 3  # of an act that verifies a password, while the account changes m
 
 _users = users_table.c
 _CREDENTIALS = select(
-    _users.id, _users.password, _users.active, sessions.HAS_EXPIRED.label("has_expired_sessions")
+    _users.id,
+    _users.password,
+    _users.active,
+    _users.email_verified,
+    sessions.HAS_EXPIRED.label("has_expired_sessions"),
 ).where(_users.email == bindparam("email"))
 _PASSWORD = select(_users.password).where(_users.id == bindparam("user_id"), _users.active)
 
@@ -45,20 +56,23 @@ def log_in(email: str, password: str, origin: audit.Origin) -> sessions.TokenPai
     """Return the tokens of a new session of the active user with these credentials.
 
     Raise InvalidCredentials for an unknown email and for a wrong password, after the same work;
-    AccountInactive when both are right and the user is deactivated; TooManyAttempts. When the
-    stored hash has a lower cost than the configured one, it is replaced. Expired sessions of the
-    user are deleted.
+    AccountInactive when both are right and the user is deactivated, EmailUnverified when they have
+    to confirm their email first; TooManyAttempts. When the stored hash has a lower cost than the
+    configured one, it is replaced. Expired sessions of the user are deleted. The user is told of a
+    login at an address where they are not known.
     """
     attempt = rate_limits.limits().login(email, origin.ip)
-    pair = retry_if_changed(lambda: _start_session(email, password, origin, attempt))
+    user_id, pair = retry_if_changed(lambda: _start_session(email, password, origin, attempt))
     attempt.succeed()
+    if attempt.at_unknown_address:
+        mails.notify(mails.Kind.NEW_LOGIN, email, origin, user_id=user_id)
     return pair
 
 
 def _start_session(
     email: str, password: str, origin: audit.Origin, attempt: rate_limits.Attempt
-) -> sessions.TokenPair:
-    """Verify the credentials once, and start a session.
+) -> tuple[int, sessions.TokenPair]:
+    """Verify the credentials once, and start a session; return the user id and the tokens.
 
     Every refusal counts as a failed attempt, also that of a deactivated user with the right
     password. Refuse before anything is written: a refusal commits the transaction.
@@ -74,6 +88,8 @@ def _start_session(
         refuse(errors.InvalidCredentials(), user_id=user.id, why="wrong_password")
     if not user.active:
         refuse(errors.AccountInactive(), user_id=user.id, why="account_inactive")
+    if verification.is_required() and not user.email_verified:
+        refuse(errors.EmailUnverified(), user_id=user.id, why="email_unverified")
     hashed = user.password
     if hashing.needs_rehash(hashed):
         hashed = hashing.hash(password)
@@ -81,7 +97,7 @@ def _start_session(
     pair = sessions.start(user.id, email, hashed, origin, audit.Kind.LOGGED_IN)
     if user.has_expired_sessions:
         sessions.delete_expired(user_id=user.id)
-    return pair
+    return user.id, pair
 
 
 def verify_password(
@@ -127,6 +143,7 @@ def change_password(
     ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
     attempt.succeed()
     audit.record(audit.Kind.PASSWORD_CHANGED, **about, sessions=ended)
+    mails.notify(mails.Kind.PASSWORD_CHANGED, user.email, origin, user_id=user.id)
 
 
 def _replace_password(user_id: int, old: str, new: str) -> bool:

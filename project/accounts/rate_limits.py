@@ -24,6 +24,7 @@ from project.lib.app_state import AppState
 from project.models import known_addresses_table, throttles_table
 
 HOUR = 3_600  # seconds
+MAILS_PER_EMAIL, MAILS_PER_NETWORK = 3, 20  # an hour, requested by clients
 # `paused_until` of a count that is not paused. Not "now", which another server may put later.
 _NOT_PAUSED = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -78,6 +79,7 @@ class Attempt:
     """An attempt that is not counted."""
 
     pause = 0  # seconds for which further attempts are refused, unless this one succeeds
+    at_unknown_address = False  # whether the user of the account is not known at the address
 
     def succeed(self) -> None:
         """Give back what was counted, in the transaction of `db.session`."""
@@ -100,6 +102,9 @@ class NoLimits:
     def registration(self, ip: str | None) -> None:
         """Count a registration, which is never given back."""
 
+    def mail(self, act: str, email: str, ip: str | None) -> None:
+        """Count an email that a client requests for an address, which need not have an account."""
+
     def remember(self, email: str, ip: str | None) -> None:
         """Store that the user of an account is known at an address, as after a login."""
 
@@ -108,11 +113,20 @@ class Limits(NoLimits):
     """Rate limits as configured; each raises TooManyAttempts when its limit is reached."""
 
     def __init__(
-        self, *, account: Policy, address: Policy, registrations: Policy, known_for: timedelta
+        self,
+        *,
+        account: Policy,
+        address: Policy,
+        registrations: Policy,
+        mails: Policy,
+        mails_of_network: Policy,
+        known_for: timedelta,
     ) -> None:
         self._account = account
         self._address = address
         self._registrations = registrations
+        self._mails = mails
+        self._mails_of_network = mails_of_network
         self._known_for = known_for
 
     def login(self, email: str, ip: str | None, *, own: bool = False) -> Attempt:
@@ -128,13 +142,16 @@ class Limits(NoLimits):
             _known.network == network,
             _known.last_login_at > now - self._known_for,
         )
-        if database.fetch_one(known):
+        is_known = database.fetch_one(known) is not None
+        if is_known:
             counts = [(f"login:{account}@{network}", self._account)]
         else:
             counts = [(f"login:{network}", self._address), (f"login:{account}", self._account)]
         # Never the address: its count tells whether an account is known there.
         shown = {counts[-1][0]} if own else set()
-        return _Login(counts, _count(counts, now, shown), account, network)
+        attempt = _Login(counts, _count(counts, now, shown), account, network)
+        attempt.at_unknown_address = not is_known and bool(self._known_for)
+        return attempt
 
     def refresh(self, ip: str | None) -> Attempt:
         """Count by address, together with the logins from there."""
@@ -145,6 +162,14 @@ class Limits(NoLimits):
         """Count by address."""
         key = f"register:{addresses.network(ip)}"
         _count([(key, self._registrations)], clock.utcnow(), {key})
+
+    def mail(self, act: str, email: str, ip: str | None) -> None:
+        """Count by network and by email, separately for each act."""
+        counts = [
+            (f"mail:{act}:{addresses.network(ip)}", self._mails_of_network),
+            (f"mail:{act}:{_account(email)}", self._mails),
+        ]
+        _count(counts, clock.utcnow(), set())
 
     def remember(self, email: str, ip: str | None) -> None:
         """Store the address in the transaction of `db.session`."""
@@ -262,6 +287,8 @@ def init_app(app: Flask) -> None:
         account=Policy("account", config["LOGIN_FAILURES_PER_ACCOUNT"], DAY, pauses),
         address=Policy("address", config["LOGIN_FAILURES_PER_ADDRESS"], HOUR, [longest]),
         registrations=Policy("registrations", config["REGISTRATIONS_PER_ADDRESS"], HOUR, [HOUR]),
+        mails=Policy("mails", MAILS_PER_EMAIL, HOUR, [HOUR]),
+        mails_of_network=Policy("mails", MAILS_PER_NETWORK, HOUR, [HOUR]),
         known_for=timedelta(days=config["KNOWN_ADDRESS_DAYS"]),
     )
     _limits.set(app, limits if config["RATE_LIMITS"] else NoLimits())
@@ -285,14 +312,19 @@ def rename(old: str, new: str) -> None:
     forget(old)
 
 
-def forget(email: str) -> None:
-    """Delete the counts and the known addresses of an account."""
+def lift_pause(email: str) -> None:
+    """Delete the counts of failed logins of an account, and so end its pause."""
     account = _account(email)
     here = _known.account == account
     at_addresses = select(literal(f"login:{account}@") + _known.network).where(here)
     database.write(delete(throttles_table).where(_throttles.key == f"login:{account}"))
     database.write(delete(throttles_table).where(_throttles.key.in_(at_addresses)))
-    database.write(delete(known_addresses_table).where(here))
+
+
+def forget(email: str) -> None:
+    """Delete the counts and the known addresses of an account."""
+    lift_pause(email)
+    database.write(delete(known_addresses_table).where(_known.account == _account(email)))
 
 
 def delete_expired() -> int:

@@ -9,46 +9,87 @@ from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 
 from project import errors
-from project.accounts import audit, password_policy, rate_limits, sessions
+from project.accounts import (
+    audit,
+    mails,
+    password_policy,
+    rate_limits,
+    sessions,
+    verification,
+)
 from project.extensions import db
 from project.lib import database
+from project.mail import outbox
 from project.models import User, username_key, users_table
 
 
 def register(
     username: str, email: str, password: str, origin: audit.Origin
-) -> tuple[User, sessions.TokenPair]:
+) -> tuple[User, sessions.TokenPair] | None:
     """Add the user who registers; return the user and the tokens of their first session.
 
-    Raise InvalidPayload for a weak password; TooManyAttempts; UserExists when another user has the
-    username or the email.
+    Return None if the email has to be confirmed first; so also if another user has it, whom an
+    email tells then. Raise InvalidPayload for a weak password; TooManyAttempts; UserExists when
+    another user has the username or, unless it has to be confirmed, the email; MailNotConfigured.
     """
+    required = verification.is_required()
     password_policy.check_new(password, username, email)
     rate_limits.limits().registration(origin.ip)
+    if required:
+        mails.reserve(mails.Kind.ALREADY_REGISTERED, email, origin)
+    user = User(username, email, password)
     try:
-        user = User(username, email, password)
+        if not required:
+            return user, start(user, origin)
         _insert(user)
     except IntegrityError as error:
         db.session.rollback()
         taken = taken_names(error, username, email)
+        if required and taken.keys() == {"email"}:
+            mails.add(mails.Kind.ALREADY_REGISTERED, email, origin)
+            refused = audit.Kind.REGISTRATION_REFUSED
+            audit.record(refused, origin, user_id=None, why="email_taken")
+            return None
         why = f"{next(iter(taken))}_taken"
+        if required:
+            taken.pop("email", None)
         refusal = errors.UserExists(errors=taken)
         audit.refuse(refusal, audit.Kind.REGISTRATION_REFUSED, origin, user_id=None, why=why)
+    audit.record(audit.Kind.REGISTERED, origin, user_id=user.id)
+    mails.add(mails.Kind.VERIFY, email, origin)
+    return None
+
+
+def start(user: User, origin: audit.Origin) -> sessions.TokenPair:
+    """Add a user who registers, and return the tokens of their first session.
+
+    If the user is asked to confirm the email, an email is sent. Raise IntegrityError if the
+    username or the email is taken.
+    """
+    _insert(user)
     pair = sessions.start(user.id, user.email, user.password, origin, audit.Kind.REGISTERED)
     rate_limits.limits().remember(user.email, origin.ip)
-    return user, pair
+    if verification.is_on() and not user.email_verified and outbox.is_configured():
+        mails.add(mails.Kind.VERIFY, user.email, origin)
+    return pair
 
 
 def add(
-    username: str, email: str, password: str, origin: audit.Origin, *, admin: bool = False
+    username: str,
+    email: str,
+    password: str,
+    origin: audit.Origin,
+    *,
+    admin: bool = False,
+    email_verified: bool = False,
 ) -> User:
     """Add a user for an admin or the operator, and return the user.
 
-    Raise EmailExists or UsernameExists, each with everything that is taken; InvalidPayload when
-    the password is weak.
+    `email_verified` says whether the email counts as confirmed. Raise EmailExists or
+    UsernameExists, each with everything that is taken; InvalidPayload when the password is weak.
     """
     password_policy.check_new(password, username, email)
-    user = User(username, email, password, admin=admin)
+    user = User(username, email, password, admin=admin, email_verified=email_verified)
     audit.lock_actor(origin)
     try:
         _insert(user)

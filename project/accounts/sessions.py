@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from project import clock, errors, ids
-from project.accounts import audit, rate_limits
+from project.accounts import audit, mails, rate_limits
 from project.extensions import db
 from project.lib import database
 from project.models import sessions_table, users_table
@@ -60,9 +60,15 @@ def _with_user(*columns: Any) -> Select[Any]:
 
 
 _CALLER = _with_user(
-    _users.id, _users.username, _users.email, _users.active, _users.admin, _users.created_at
+    _users.id,
+    _users.username,
+    _users.email,
+    _users.active,
+    _users.admin,
+    _users.email_verified,
+    _users.created_at,
 )
-_SESSION = _with_user(_users.active, *_sessions)
+_SESSION = _with_user(_users.active, _users.email, *_sessions)
 _NEW_SESSION = {
     _sessions.id: bindparam("id", type_=_sessions.id.type),
     _sessions.user_id: _users.id,
@@ -280,6 +286,8 @@ def _repeated_or_refuse(
     used_just_now = now - session.last_used_at <= interval
     if session.generation != claims.generation + 1 or not used_just_now:
         _end(claims.user_id, claims.session_id)
+        reused = mails.Kind.REFRESH_REUSED
+        mails.notify(reused, session.email, origin, user_id=claims.user_id)
         audit.refuse(errors.RefreshReused(), audit.Kind.REFRESH_REUSED, origin, **about)
     return session
 

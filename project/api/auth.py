@@ -4,12 +4,23 @@ from flask import Response, g
 from flask.blueprints import BlueprintSetupState
 
 from project import errors
-from project.accounts import administration, authentication, registration, sessions
+from project.accounts import (
+    administration,
+    authentication,
+    invitations,
+    recovery,
+    registration,
+    sessions,
+    verification,
+)
 from project.accounts.fields import NewUser
 from project.api import guards, requests, responses, schemas
 from project.api.openapi import Blueprint
 from project.api.responses import full_user, success
 from project.extensions import db
+
+# Says nothing about whether there is such an account.
+_ON_ITS_WAY = "If there is an account with this address, an email is on its way."
 
 auth_blueprint = Blueprint(
     "auth", "Register, log in, and manage your own account and sessions.", url_prefix="/auth"
@@ -18,22 +29,39 @@ auth_blueprint = Blueprint(
 
 @auth_blueprint.post("/register")
 @guards.required(requests.reserve_hash_slot)
-@responses.returns(201, schemas.RegisteredUser, errors.UserExists, errors.TooManyAttempts)
+@responses.returns(
+    201,
+    schemas.RegisteredUser,
+    errors.UserExists,
+    errors.TooManyAttempts,
+    errors.MailNotConfigured,
+    accepted=schemas.Done,
+)
 def register_user(body: NewUser) -> Response:
     """Register a user and log in.
 
     The token pair is that of the user's first session. A username or an email that differs only in
-    case from that of another user is taken.
+    case from that of another user is taken. If EMAIL_VERIFICATION is `required`, the answer is 202
+    without tokens: the user confirms the email with a link first. The answer is the same if the
+    email is taken; its owner is told by email.
     """
-    user, pair = registration.register(body.username, body.email, body.password, requests.origin())
+    registered = registration.register(body.username, body.email, body.password, requests.origin())
     db.session.commit()
+    if registered is None:
+        return success(202, message="Please confirm your email address.")
+    user, pair = registered
     return success(201, message="Successfully registered.", data=full_user(user), **pair._asdict())
 
 
 @auth_blueprint.post("/login")
 @guards.required(requests.reserve_hash_slot)
 @responses.returns(
-    200, schemas.Tokens, errors.InvalidCredentials, errors.AccountInactive, errors.TooManyAttempts
+    200,
+    schemas.Tokens,
+    errors.InvalidCredentials,
+    errors.AccountInactive,
+    errors.EmailUnverified,
+    errors.TooManyAttempts,
 )
 def login_user(body: schemas.Credentials) -> Response:
     """Exchange an email and a password for the token pair of a new session.
@@ -110,6 +138,106 @@ def change_password(body: schemas.PasswordChange) -> Response:
     )
     db.session.commit()
     return success(message="Password changed.")
+
+
+@auth_blueprint.post("/password/forgot")
+@guards.required(requests.reserve_body_slot)
+@responses.returns(202, schemas.Done, errors.TooManyAttempts, errors.MailNotConfigured)
+def forgot_password(body: schemas.EmailAddress) -> Response:
+    """Send a link to set a new password to an email address.
+
+    The answer is the same whether or not a user has this email. The link is valid for
+    RESET_LINK_SECONDS.
+    """
+    recovery.request_reset(body.email, requests.origin())
+    db.session.commit()
+    return success(202, message=_ON_ITS_WAY)
+
+
+@auth_blueprint.post("/password/reset")
+@guards.required(requests.reserve_hash_slot)
+@responses.returns(200, schemas.Done, errors.LinkInvalid)
+def reset_password(body: schemas.PasswordReset) -> Response:
+    """Set a new password with the token of a link, and end all sessions of the user.
+
+    A token works once. A password that is refused does not use it up. The user's email is
+    confirmed thereby.
+    """
+    recovery.reset_password(body.token, body.new_password, requests.origin())
+    db.session.commit()
+    return success(message="Password changed. Please log in.")
+
+
+@auth_blueprint.post("/verification")
+@guards.required(requests.reserve_body_slot)
+@responses.returns(202, schemas.Done, errors.TooManyAttempts, errors.MailNotConfigured)
+def request_verification(body: schemas.EmailAddress) -> Response:
+    """Send a link to confirm an email address again.
+
+    The answer is the same whether or not a user has this email and has not confirmed it.
+    """
+    verification.request(body.email, requests.origin())
+    db.session.commit()
+    return success(202, message=_ON_ITS_WAY)
+
+
+@auth_blueprint.post("/verify")
+@guards.required(requests.reserve_body_slot)
+@responses.returns(200, schemas.Done, errors.LinkInvalid)
+def verify_email(body: schemas.LinkToken) -> Response:
+    """Confirm the email of a user with the token of a link, which works once."""
+    verification.verify(body.token, requests.origin())
+    db.session.commit()
+    return success(message="Email confirmed.")
+
+
+@auth_blueprint.post("/email")
+@guards.required(requests.reserve_hash_slot, guards.authenticate)
+@responses.returns(
+    202, schemas.Done, errors.WrongPassword, errors.TooManyAttempts, errors.MailNotConfigured
+)
+def change_email(body: schemas.EmailChange) -> Response:
+    """Send a link to the new email of the caller, with which they confirm the change.
+
+    The answer is the same whether or not another user has this email.
+    """
+    if body.email == g.user.email:
+        raise errors.InvalidPayload(errors={"email": "is your email already"})
+    administration.change(
+        g.user.id,
+        {"email": body.email},
+        g.user,
+        requests.origin(),
+        password=body.current_password,
+        confirm_email=True,
+    )
+    db.session.commit()
+    return success(202, message=responses.CONFIRM_CHANGE)
+
+
+@auth_blueprint.post("/email/confirm")
+@guards.required(requests.reserve_body_slot)
+@responses.returns(200, schemas.Done, errors.LinkInvalid, errors.EmailExists)
+def confirm_email(body: schemas.LinkToken) -> Response:
+    """Change the email of a user with the token of a link, which works once."""
+    verification.confirm_change(body.token, requests.origin())
+    db.session.commit()
+    return success(message="Email changed.")
+
+
+@auth_blueprint.post("/invitation")
+@guards.required(requests.reserve_hash_slot)
+@responses.returns(201, schemas.RegisteredUser, errors.LinkInvalid, errors.UserExists)
+def accept_invitation(body: schemas.AcceptedInvitation) -> Response:
+    """Register with the token of an invitation, which works once, and log in.
+
+    The email of the user is that of the invitation, and is confirmed thereby.
+    """
+    user, pair = invitations.accept(
+        body.token, body.username or None, body.password, requests.origin()
+    )
+    db.session.commit()
+    return success(201, message="Successfully registered.", data=full_user(user), **pair._asdict())
 
 
 @auth_blueprint.delete("/account")

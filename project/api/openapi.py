@@ -105,7 +105,12 @@ _ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 # The fields with a new password, whose minimum length is a setting.
-_NEW_PASSWORDS = (("NewUser", "password"), ("PasswordChange", "new_password"))
+_NEW_PASSWORDS = (
+    ("NewUser", "password"),
+    ("PasswordChange", "new_password"),
+    ("PasswordReset", "new_password"),
+    ("AcceptedInvitation", "password"),
+)
 _NO_TOKEN: dict[str, list[str]] = {}
 _TOKEN_OPTIONAL = {guards.admin_unless_open, guards.admin_or_self_unless_open}
 
@@ -132,7 +137,11 @@ class Blueprint(APIBlueprint):
         view_guards = getattr(func, "guards", ())
         takes = get_type_hints(func)
         operation_id = options["operation_id"] or func.__name__
-        responses = {declared.status: self._success_response(declared.model, operation_id, takes)}
+        responses = {
+            # The recorded example of an operation is that of the first status.
+            status: self._success_response(model, f"{operation_id}{suffix}", takes)
+            for (status, model), suffix in zip(declared.models.items(), ("", "_202"), strict=False)
+        }
         refusals = _refusals(declared, view_guards, takes)
         for status, group in groupby(refusals, key=attrgetter("status")):
             responses[status] = self._refusal_response(status, group, takes)
@@ -255,7 +264,7 @@ def _refusals(
         refusals |= {errors.InvalidPayload, errors.PayloadTooLarge}
     if "query" in takes:
         refusals.add(errors.InvalidPayload)
-    if declared.model is not schemas.Probe:
+    if schemas.Probe not in declared.models.values():
         refusals |= {errors.DatabaseUnavailable, errors.HttpsRequired}
     return sorted(refusals, key=attrgetter("status", "code"))
 

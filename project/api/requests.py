@@ -25,6 +25,7 @@ from project.errors import Busy, InvalidPayload
 from project.lib import addresses, hashing, slow_clients
 from project.lib.app_state import AppState
 from project.lib.bulkhead import Bulkhead
+from project.mail import rendering
 from project.models import MAX_REQUEST_ID, MAX_STORED_USER_AGENT
 
 BODY_SLOT_TIMEOUT = 0.1  # seconds to wait for a slot to read a body
@@ -140,16 +141,20 @@ def redact(text: str) -> str:
 
 
 def origin() -> audit.Origin:
-    """Return the origin of the current request, for the audit log and the list of sessions.
+    """Return the origin of the current request, for the audit log, sessions and emails.
 
-    The user agent is truncated, with secrets redacted and unprintable characters replaced.
+    The user agent is truncated, with secrets redacted and unprintable characters replaced. The
+    language is one of those that there are templates of emails in.
     """
     user_agent = flask.request.user_agent.string[:MAX_STORED_USER_AGENT]
     printable = "".join(char if char.isprintable() else "?" for char in user_agent)
     caller = flask.g.get("user")
+    languages = rendering.languages()
+    accepted = flask.request.accept_languages.best_match(languages) if languages[1:] else None
     return audit.Origin(
         addresses.parse(flask.request.remote_addr or ""),
         redact(printable),
         cast(Request, flask.request).id,
         caller.id if caller else None,
+        accepted or languages[0],
     )

@@ -8,6 +8,7 @@ import orjson
 from flask.json.provider import JSONProvider
 from pydantic import BaseModel
 
+from project.accounts import verification
 from project.errors import ServiceError
 
 # frame-ancestors makes X-Frame-Options redundant. Cross-Origin-Resource-Policy blocks no-cors
@@ -20,6 +21,7 @@ _DEFAULT_HEADERS = [
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "no-referrer"),
 ]
+CONFIRM_CHANGE = "Please confirm the change with the link we sent to the new address."
 # Times are RFC 3339 in UTC, in whole seconds: 2026-11-22T09:00:00Z.
 _JSON_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
 
@@ -27,24 +29,28 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Responses(NamedTuple):
-    """The declared responses of a view: the status and schema of a success, and its errors."""
+    """The declared responses of a view: the schemas of its successes by status, and its errors."""
 
-    status: int
-    model: type[BaseModel]
+    models: dict[int, type[BaseModel]]
     errors: tuple[type[ServiceError], ...]
 
 
 def returns(
-    status: int, model: type[BaseModel], *errors: type[ServiceError]
+    status: int,
+    model: type[BaseModel],
+    *errors: type[ServiceError],
+    accepted: type[BaseModel] | None = None,
 ) -> Callable[[Function], Function]:
     """Return a decorator that declares the responses of a view, for the API document.
 
-    `errors` are those of the view itself. Those of its guards, of invalid requests and of every
-    route are added in `openapi`.
+    A view that can also answer 202 declares the schema of that answer as `accepted`. `errors` are
+    those of the view itself. Those of its guards, of invalid requests and of every route are added
+    in `openapi`.
     """
 
     def decorate(view: Function) -> Function:
-        view.responses = Responses(status, model, errors)  # type: ignore[attr-defined]  # a function takes any attribute
+        models = {status: model} | ({202: accepted} if accepted else {})
+        view.responses = Responses(models, errors)  # type: ignore[attr-defined]  # a function takes any attribute
         return view
 
     return decorate
@@ -99,7 +105,9 @@ def success(status: int = 200, **members: Any) -> flask.Response:
 
 def full_user(user: Any) -> dict[str, Any]:
     """Return the members of a user, of whom `user` has the columns as attributes."""
-    names = ("id", "username", "email", "active", "admin", "created_at")
+    names = ["id", "username", "email", "active", "admin", "created_at"]
+    if verification.is_on():
+        names.append("email_verified")
     return {name: getattr(user, name) for name in names}
 
 

@@ -85,6 +85,51 @@ class AccountDeletion(Body):
     current_password: Password
 
 
+class EmailAddress(Body):
+    """An email address, which need not belong to a user."""
+
+    email: Email
+
+
+class LinkToken(Body):
+    """The token of a link from an email."""
+
+    token: str
+
+
+class PasswordReset(LinkToken):
+    """The token of a link to reset the password, and the new password."""
+
+    new_password: NewPassword
+
+
+class EmailChange(Body):
+    """The new email of the caller, and their password."""
+
+    email: Email
+    current_password: Password
+
+
+class Invitation(Body):
+    """The email of a person who is invited to register.
+
+    `username` is what the user is called unless they choose another name.
+    """
+
+    email: Email
+    username: Username = Field(default_factory=str)
+
+
+class AcceptedInvitation(LinkToken):
+    """The token of an invitation, and the password of the user.
+
+    `username` is required if the invitation has none.
+    """
+
+    username: Username = Field(default_factory=str)
+    password: NewPassword
+
+
 class RefreshToken(Body):
     """The refresh token of a session."""
 
@@ -207,10 +252,14 @@ class ListedUser(User):
 
 
 class FullUser(User):
-    """A user, including `active` and `admin`."""
+    """A user, including `active` and `admin`.
+
+    `email_verified` is included unless EMAIL_VERIFICATION is off.
+    """
 
     active: bool
     admin: bool
+    email_verified: bool = Field(default_factory=bool)
 
 
 class Session(BaseModel):
@@ -286,6 +335,12 @@ class AddedUser(Done):
 
 class ChangedUser(Done):
     """The changed user."""
+
+    data: FullUser
+
+
+class UnconfirmedUser(Done):
+    """The user, whose new email is to be confirmed; the other changes are made."""
 
     data: FullUser
 

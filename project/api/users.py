@@ -8,7 +8,14 @@ from flask import Response, g, request, url_for
 from sqlalchemy import Row
 
 from project import errors
-from project.accounts import administration, audit, directory, registration
+from project.accounts import (
+    administration,
+    audit,
+    directory,
+    invitations,
+    registration,
+    verification,
+)
 from project.accounts.fields import NewUser
 from project.api import guards, requests, responses, schemas
 from project.api.openapi import Blueprint
@@ -65,11 +72,32 @@ def add_user(body: NewUser) -> Response:
 
     The user is active, and no admin. Unlike a registration, this starts no session.
     """
-    user = registration.add(body.username, body.email, body.password, requests.origin())
+    user = registration.add(
+        body.username,
+        body.email,
+        body.password,
+        requests.origin(),
+        email_verified=guards.is_admin(),
+    )
     db.session.commit()
     response = success(201, message=f"{user.email} was added!", data=full_user(user))
     response.headers["Location"] = url_for("users.get_single_user", user_id=user.id)
     return response
+
+
+@users_blueprint.post("/users/invitations")
+@guards.required(requests.reserve_body_slot, guards.admin)
+@responses.returns(
+    202, schemas.Done, errors.EmailExists, errors.UsernameExists, errors.MailNotConfigured
+)
+def invite_user(body: schemas.Invitation) -> Response:
+    """Send a link to an email address with which its owner registers.
+
+    The link is valid for INVITATION_LINK_SECONDS, and until the email is invited again.
+    """
+    invitations.invite(body.email, body.username or None, requests.origin())
+    db.session.commit()
+    return success(202, message="An invitation is on its way.")
 
 
 @users_blueprint.get("/users/<user_id>")
@@ -99,6 +127,8 @@ def get_single_user(path: schemas.UserPath) -> Response:
     errors.LastAdmin,
     errors.PreconditionFailed,
     errors.TooManyAttempts,
+    errors.MailNotConfigured,
+    accepted=schemas.UnconfirmedUser,
 )
 def change_user(
     path: schemas.UserPath, header: schemas.UserVersion, body: schemas.UserChange
@@ -109,17 +139,25 @@ def change_user(
     `current_password`; admins who change another account do not need it. Deactivating or
     reactivating a user ends their sessions. The last active admin can be neither deactivated nor
     demoted. With `If-Match`, the change is made only if no other request has changed the user.
+
+    If the service can send email, callers have to confirm a new email of their own: the answer is
+    202, the other changes are made, and the new email gets a link.
     """
-    user = administration.change(
+    own = path.user_id == g.user.id
+    user, email_unconfirmed = administration.change(
         path.user_id,
         body.changes,
         g.user,
         requests.origin(),
         password=body.current_password or None,
         versions=header.versions,
+        confirm_email=own and verification.of_changes(),
     )
     db.session.commit()
-    response = success(message="User changed.", data=user._asdict())
+    if email_unconfirmed:
+        response = success(202, message=responses.CONFIRM_CHANGE, data=full_user(user))
+    else:
+        response = success(message="User changed.", data=full_user(user))
     response.set_etag(directory.version(user, full=True))
     return response
 

@@ -117,6 +117,7 @@ def _rows(candidates: Sequence[_Candidate]) -> Iterator[dict[str, Any]]:
             "password": user.password_hash,
             "active": user.active,
             "admin": user.admin,
+            "email_verified": user.email_verified,
             "created_at": as_column(user.created_at or now),
         }
 
@@ -197,6 +198,7 @@ def _differences(user: ImportedUser, stored: Row[Any]) -> dict[str, str]:
         "password_hash": user.password_hash == stored.password or rehashed,
         "active": user.active == stored.active,
         "admin": user.admin == stored.admin,
+        "email_verified": user.email_verified == stored.email_verified,
         "created_at": user.created_at == stored.created_at,
     }
     others = [name for name in same if name in user.model_fields_set and not same[name]]
@@ -212,5 +214,6 @@ def export_users() -> Iterator[dict[str, Any]]:
             "password_hash": hashing.export_hash(user.password),
             "active": user.active,
             "admin": user.admin,
+            "email_verified": user.email_verified,
             "created_at": user.created_at.isoformat().replace("+00:00", "Z"),
         }

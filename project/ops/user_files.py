@@ -29,7 +29,7 @@ _RFC_3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})",
     re.IGNORECASE,
 )
-_BOOLEAN_FIELDS = {"active", "admin"}
+_BOOLEAN_FIELDS = {"active", "admin", "email_verified"}
 _BOOLEANS = {"true": True, "false": False}
 _BOOLEAN_TEXTS = {value: text for text, value in _BOOLEANS.items()}
 _STOPPED = "; nothing after it was read"
@@ -65,6 +65,7 @@ class ImportedUser(Body):
     password_hash: Annotated[str, AfterValidator(_password_hash)]
     active: bool = True
     admin: bool = False
+    email_verified: bool = False
     created_at: Annotated[datetime | None, BeforeValidator(_past_time)] = None
 
 

@@ -19,7 +19,9 @@ def create_admin(username: str, email: str) -> None:
         password = sys.stdin.readline().rstrip("\n")
     try:
         new = fields.NewUser(username=username, email=email, password=password)
-        registration.add(new.username, new.email, new.password, ORIGIN, admin=True)
+        registration.add(
+            new.username, new.email, new.password, ORIGIN, admin=True, email_verified=True
+        )
     except ValidationError as error:
         sys.exit(describe(fields.invalid_payload(error)))
     except ServiceError as error:

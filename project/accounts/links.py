@@ -1,0 +1,129 @@
+"""Links in emails: make one for the present state of an account, and find the account of one.
+
+A link is made when its email is sent, and is stored nowhere. `tokens/links.py` says how a link is
+bound to the state of the account.
+"""
+
+import hmac
+from typing import Any, NamedTuple
+
+from flask import current_app
+from sqlalchemy import ColumnElement, Row, bindparam, select
+
+from project import clock, errors
+from project.lib import database
+from project.models import invitations_table, users_table
+from project.tokens import keys, links
+from project.tokens.links import LinkClaims, Purpose
+
+_users = users_table.c
+_USER = select(
+    _users.id, _users.username, _users.email, _users.password, _users.email_verified, _users.active
+)
+_USER_BY_ID = _USER.where(_users.id == bindparam("user_id"))
+_USER_BY_EMAIL = _USER.where(_users.email == bindparam("email"))
+_invitations = invitations_table.c
+_INVITATION = select(*_invitations).where(
+    _invitations.id == bindparam("invitation_id"), _invitations.expires_at > bindparam("now")
+)
+
+
+class Link(NamedTuple):
+    """A link, and how long it is valid."""
+
+    url: str
+    minutes: int
+
+
+def user_by_id(user_id: int) -> Row[Any] | None:
+    """Return the user whom a link is about, or None."""
+    return database.fetch_one(_USER_BY_ID, user_id=user_id)
+
+
+def user_by_email(email: str) -> Row[Any] | None:
+    """Return the user whom a link is about, or None."""
+    return database.fetch_one(_USER_BY_EMAIL, email=email)
+
+
+def invitation(invitation_id: int) -> Row[Any] | None:
+    """Return an invitation that has not expired, or None."""
+    return database.fetch_one(_INVITATION, invitation_id=invitation_id, now=clock.utcnow())
+
+
+def for_user(purpose: Purpose, user: Row[Any], seconds: int, new_email: str | None = None) -> Link:
+    """Return a link that is valid for `seconds`, and until the account changes."""
+    return _link(purpose, user.id, _state(user, new_email), seconds, new_email)
+
+
+def for_invitation(invitation: Row[Any]) -> Link:
+    """Return the link of an invitation, valid until the invitation is used or expires."""
+    seconds = int((invitation.expires_at - clock.utcnow()).total_seconds())
+    return _link(Purpose.INVITATION, invitation.id, _invitation_state(invitation), seconds)
+
+
+def _link(
+    purpose: Purpose, subject: int, state: tuple[str, ...], seconds: int, email: str | None = None
+) -> Link:
+    """Return the link to the page of the client, which sends the token back with a POST.
+
+    The token is in the fragment: browsers send no fragment to a server, nor in a Referer.
+    """
+    now = int(clock.utcnow().timestamp())
+    key = keys.signing_key()
+    claims = LinkClaims(
+        subject, links.seal(purpose, state, key=key), email, now, now + max(seconds, 0)
+    )
+    token = links.encode(purpose, claims, key=key)
+    base = current_app.config["LINK_BASE_URL"]
+    return Link(f"{base}/#/{purpose}?token={token}", seconds // 60)
+
+
+def user_of(purpose: Purpose, token: str) -> tuple[Row[Any], str | None]:
+    """Return the active user of a link, and the new email in it; raise LinkInvalid."""
+    claims = _claims(purpose, token)
+    user = user_by_id(claims.subject)
+    if user is None or not user.active:
+        raise errors.LinkInvalid
+    _check_state(purpose, claims, _state(user, claims.email))
+    return user, claims.email
+
+
+def invitation_of(token: str) -> Row[Any]:
+    """Return the invitation of a link; raise LinkInvalid."""
+    claims = _claims(Purpose.INVITATION, token)
+    found = invitation(claims.subject)
+    if found is None:
+        raise errors.LinkInvalid
+    _check_state(Purpose.INVITATION, claims, _invitation_state(found))
+    return found
+
+
+def unchanged(user: Row[Any]) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for `user` being as they were read.
+
+    An UPDATE with them decides between any number of requests with the same link.
+    """
+    bound = _users.email, _users.password, _users.email_verified, _users.active
+    return _users.id == user.id, *(column == getattr(user, column.name) for column in bound)
+
+
+def _claims(purpose: Purpose, token: str) -> LinkClaims:
+    try:
+        return links.decode(purpose, token, keys=keys.verification_keys(), now=clock.utcnow())
+    except (errors.TokenExpired, errors.TokenInvalid):
+        raise errors.LinkInvalid from None
+
+
+def _check_state(purpose: Purpose, claims: LinkClaims, state: tuple[str, ...]) -> None:
+    """Raise LinkInvalid if what the link is bound to has changed since it was made."""
+    seals = (links.seal(purpose, state, key=key) for key in keys.verification_keys())
+    if not any(hmac.compare_digest(seal, claims.state) for seal in seals):
+        raise errors.LinkInvalid
+
+
+def _state(user: Row[Any], new_email: str | None) -> tuple[str, ...]:
+    return user.email, user.password, str(user.email_verified), new_email or ""
+
+
+def _invitation_state(invitation: Row[Any]) -> tuple[str, ...]:
+    return invitation.email, invitation.created_at.isoformat()
