@@ -98,8 +98,8 @@ class SmtpTransport:
         # The name in the certificate. smtplib sets it only if its constructor connects, which
         # would leave nothing to shut down.
         smtp._host = self._host
-        done = threading.Event()
-        threading.Thread(target=_shut_down_late, args=(smtp, done), daemon=True).start()
+        done, late = threading.Event(), threading.Event()
+        threading.Thread(target=_shut_down_late, args=(smtp, done, late), daemon=True).start()
         try:
             code, text = smtp.connect(self._host, self._port)
             if code != GREETING:
@@ -112,6 +112,10 @@ class SmtpTransport:
             # The message is sent, so that an error from here on does not matter.
             with contextlib.suppress(smtplib.SMTPException, OSError):
                 smtp.quit()
+        except Exception:
+            if late.is_set():  # the error comes from the end of the connection
+                raise TimeoutError(f"not sent in {SEND_TIMEOUT} s") from None
+            raise
         finally:
             done.set()
             smtp.close()
@@ -132,7 +136,7 @@ def _in_words(code: int, text: bytes | str) -> str:
     return f"{code} {text.decode(errors='replace') if isinstance(text, bytes) else text}"
 
 
-def _shut_down_late(smtp: smtplib.SMTP, done: threading.Event) -> None:
+def _shut_down_late(smtp: smtplib.SMTP, done: threading.Event, late: threading.Event) -> None:
     """Shut down a connection on which a message is not sent after SEND_TIMEOUT.
 
     The timeout of a socket is that of one read: a server that sends a byte a second never reaches
@@ -140,6 +144,7 @@ def _shut_down_late(smtp: smtplib.SMTP, done: threading.Event) -> None:
     """
     if done.wait(SEND_TIMEOUT):
         return
+    late.set()
     while not done.wait(SHUTDOWN_INTERVAL):
         # STARTTLS replaces the socket.
         with contextlib.suppress(OSError):
