@@ -127,7 +127,7 @@ class TestAccountPage(unittest.TestCase):
             "CORS_ORIGINS": cls.site.url,
             FOLDER: str(cls.mails),
         }
-        scratch.manage("db", "upgrade", **cls.settings)
+        scratch.manage("db", "upgrade", **cls.settings).check_returncode()
         log = cls.enterClassContext(tempfile.TemporaryFile("w+"))
         server = subprocess.Popen(
             [sys.executable, "manage.py", "runserver", "--port", str(cls.port)],
