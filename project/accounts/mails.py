@@ -20,6 +20,8 @@ from project.mail import outbox, rendering
 from project.mail.sender import Outgoing
 from project.tokens.links import Purpose
 
+RETRY_AFTER = 3_600  # seconds; the operator has to change the settings
+
 
 class Kind(StrEnum):
     """The kinds of emails; each names its templates."""
@@ -44,7 +46,7 @@ WITH_LINK = {Kind.RESET, Kind.VERIFY, Kind.EMAIL, Kind.INVITATION}
 def check_configured() -> None:
     """Raise MailNotConfigured if the service cannot send email."""
     if not outbox.is_configured():
-        raise MailNotConfigured
+        raise MailNotConfigured(retry_after=RETRY_AFTER)
 
 
 def reserve(kind: Kind, address: str, origin: audit.Origin) -> None:

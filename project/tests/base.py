@@ -14,7 +14,7 @@ from sqlalchemy import delete, text
 from werkzeug.test import TestResponse
 
 from project import UsersService, clock, create_app, db, errors
-from project.models import Event, KnownAddress, Throttle, User
+from project.models import Event, Invitation, KnownAddress, Mail, Throttle, User
 from project.tests.conformance import TESTING, conformance
 from project.tests.rows import stored_sessions, stored_users
 
@@ -68,7 +68,7 @@ class BaseTestCase(unittest.TestCase):
         self.addCleanup(context.pop)
         self.addCleanup(self._close_database)
         self._migrate_once()
-        for table in (User, Throttle, KnownAddress, Event):
+        for table in (User, Throttle, KnownAddress, Event, Mail, Invitation):
             db.session.execute(delete(table))
         if not self.on_postgresql:
             # After a test that uses the highest id, SQLite would have no id for the next one.

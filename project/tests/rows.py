@@ -8,7 +8,7 @@ from sqlalchemy import insert, select
 from project import db
 from project.accounts import audit, sessions
 from project.lib import database
-from project.models import Event, Session, User
+from project.models import Event, Mail, Session, User
 
 ORIGIN = audit.Origin("192.0.2.1", "tests")
 
@@ -44,6 +44,12 @@ def stored_users() -> list[dict[str, Any]]:
 def stored_events() -> list[dict[str, Any]]:
     """Return every column of every committed event, ordered by id."""
     table = Event.__table__
+    return [row._asdict() for row in database.fetch_all(select(table).order_by(table.c.id))]
+
+
+def stored_mails() -> list[dict[str, Any]]:
+    """Return every column of every committed email in the outbox, ordered by id."""
+    table = Mail.__table__
     return [row._asdict() for row in database.fetch_all(select(table).order_by(table.c.id))]
 
 

@@ -29,7 +29,7 @@ class TestAdmin(AdministrationTestCase):
 
         expected = {"username": "Ada L.", "email": "countess@test.com"}
         self.assert_changed(response, **expected, active=True, admin=False)
-        now = before | expected | {"username_key": "ada l."}
+        now = before | expected | {"username_key": "ada l.", "email_verified": True}
         self.assertEqual(now, self.stored(self.ids["ada"]))
         self.assertEqual(200, self.login("countess@test.com").status_code)
         self.assert_error(self.login("ada@test.com"), errors.InvalidCredentials)

@@ -23,6 +23,7 @@ from project.api import openapi
 from project.api.responses import failure
 from project.config import ProductionConfig
 from project.tests import scratch
+from project.tests.accounts.mail_case import MAIL_SETTINGS, body_of, send_mail
 from project.tests.base import BaseTestCase, bearer
 from project.tests.rows import add_user, stored_users
 
@@ -120,7 +121,7 @@ class TestDocument(BaseTestCase):
         expected = {
             "400": {"invalid_payload"},
             "401": {"account_inactive"},
-            "403": {"https_required"},
+            "403": {"email_unverified", "https_required"},
             "404": {"invalid_credentials"},
             "413": {"payload_too_large"},
             "429": {"too_many_attempts"},
@@ -211,7 +212,11 @@ class TestDocument(BaseTestCase):
         self.assertEqual({}, defaults)
         change = {"username", "email", "active", "admin", "current_password"}
         self.assertEqual(
-            {"ListedUser.active", "ListedUser.admin", "PasswordChange.keep_sessions"}
+            {
+                *("ListedUser.active", "ListedUser.admin", "FullUser.email_verified"),
+                *("Invitation.username", "AcceptedInvitation.username"),
+                "PasswordChange.keep_sessions",
+            }
             | {f"UserChange.{member}" for member in change},
             optional,
         )
@@ -225,7 +230,7 @@ class TestDocument(BaseTestCase):
             if "requestBody" in operation
         }
 
-        self.assertEqual(7, len(bodies))
+        self.assertEqual(15, len(bodies))
         for name, body in bodies.items():
             with self.subTest(name):
                 schema = described["components"]["schemas"][body["schema"]["$ref"].split("/")[-1]]
@@ -256,6 +261,24 @@ class TestDocument(BaseTestCase):
             if isinstance(error, type) and issubclass(error, errors.ServiceError)
         }
         self.assertEqual(sorted(codes), sorted(documented))
+
+    def test_accepted(self) -> None:
+        """A registration and a change answer 202 only with settings that cause it."""
+        answers = [("POST /auth/register", "201"), ("PATCH /users/{user_id}", "200")]
+        for settings, expected in (
+            ({}, (False, False)),
+            ({"SMTP_URL": "smtp://127.0.0.1"}, (False, True)),
+            ({"EMAIL_VERIFICATION": "optional"}, (False, True)),
+            ({"EMAIL_VERIFICATION": "required"}, (True, True)),
+        ):
+            with self.subTest(settings):
+                self.app.config.update({"SMTP_URL": None, "EMAIL_VERIFICATION": "off"} | settings)
+                paths = openapi.describe(self.app)["paths"]
+                for (name, usual), can in zip(answers, expected, strict=True):
+                    method, path = name.split()
+                    responses = paths[path][method.lower()]["responses"]
+                    self.assertIn(usual, responses)
+                    self.assertEqual(can, "202" in responses)
 
     def test_tags(self) -> None:
         """Every operation has one tag, which has a description."""
@@ -335,7 +358,7 @@ class TestCommand(unittest.TestCase):
 class TestExamples(BaseTestCase):
     """The examples are recorded requests and responses."""
 
-    settings: ClassVar[dict[str, Any]] = {
+    settings: ClassVar[dict[str, Any]] = MAIL_SETTINGS | {
         "TOKEN_EXPIRATION_DAYS": 30,
         "TOKEN_EXPIRATION_SECONDS": 0,
     }
@@ -367,14 +390,38 @@ class TestExamples(BaseTestCase):
         self.call("list_events", 200, f"/users/{ada['id']}/events?limit=2", token=token)
         self.call("logout_user_get", 200, "/auth/logout?scope=others", token=token)
         self.call("logout_user_post", 200, "/auth/logout", method="POST", token=token)
+        self.follow_links(ada["id"])
         add_user("root", "root@example.com", "root", admin=True)
         credentials = {"email": "root@example.com", "password": "root"}
         token = self.client.post("/auth/login", json=credentials).get_json()["auth_token"]
+        self.call("invite_user", 202, "/users/invitations", {"email": "hedy@example.com"}, token)
+        body = {"token": self.link(), "username": "hedy", "password": "correct horse"}
+        self.call("accept_invitation", 201, "/auth/invitation", body)
         self.call("delete_user", 200, f"/users/{ada['id']}", None, token, "DELETE")
         add_user("other", "other@example.com", "other", admin=True)
         body = {"current_password": "root"}
         self.call("delete_account", 200, "/auth/account", body, token, "DELETE")
         return self.examples
+
+    def follow_links(self, user_id: int) -> None:
+        """Confirm the email of a user, reset their password, and change the email."""
+        email = {"email": ADA["email"]}
+        self.call("request_verification", 202, "/auth/verification", email)
+        self.call("verify_email", 200, "/auth/verify", {"token": self.link()})
+        self.call("forgot_password", 202, "/auth/password/forgot", email)
+        body = {"token": self.link(), "new_password": ADA["password"]}
+        self.call("reset_password", 200, "/auth/password/reset", body)
+        credentials = {**email, "password": ADA["password"]}
+        token = self.client.post("/auth/login", json=credentials).get_json()["auth_token"]
+        body = {"email": "lovelace@example.com", "current_password": ADA["password"]}
+        self.call("change_email", 202, "/auth/email", body, token)
+        self.call("confirm_email", 200, "/auth/email/confirm", {"token": self.link()})
+
+    def link(self) -> str:
+        """Send the emails that are due, and return the token of the link in one of them."""
+        texts = [body_of(message, "plain") for message in send_mail(self.app)]
+        (found,) = re.findall(r"token=(\S+)", "".join(texts))
+        return str(found)
 
     def call(
         self,

@@ -49,7 +49,14 @@ def main() -> int:
     )
     parser.add_argument("--seed", default="1", help="another seed sends other requests")
     arguments = parser.parse_args()
-    settings = {"API_DOCS": "1", "RATE_LIMITS": "0"}
+    settings = {
+        "API_DOCS": "1",
+        "RATE_LIMITS": "0",
+        "SMTP_URL": "smtp://127.0.0.1:1",
+        "MAIL_FROM": "users@app.example",
+        "LINK_BASE_URL": "https://app.example",
+        "MAIL_SENDER": "0",
+    }
     with scratch.database() as url, scratch.Service(url, **settings) as service:
         admin = ("create_admin", "root", "root@test.com")
         environment = {

@@ -30,6 +30,12 @@ CATALOGUE: dict[str, tuple[int, str, str]] = {
     "InvalidCredentials": (404, "invalid_credentials", "User does not exist."),
     "AccountInactive": (401, "account_inactive", "Something went wrong. Please contact us."),
     "WrongPassword": (400, "wrong_password", "Current password is wrong."),
+    "EmailUnverified": (403, "email_unverified", "Please confirm your email address."),
+    "LinkInvalid": (
+        400,
+        "link_invalid",
+        "This link is no longer valid. Please request a new one.",
+    ),
     "LastAdmin": (400, "last_admin", "There has to be another active admin first."),
     "TokenMissing": (401, "token_missing", "Provide a valid auth token."),
     "LogoutTokenMissing": (403, "token_missing", "Provide a valid auth token."),
@@ -42,6 +48,7 @@ CATALOGUE: dict[str, tuple[int, str, str]] = {
     "PermissionDenied": (403, "permission_denied", "You do not have permission to do that."),
     "TooManyAttempts": (429, "too_many_attempts", "Too many attempts. Please try again later."),
     "Busy": (503, "busy", "The service is busy. Please try again."),
+    "MailNotConfigured": (503, "mail_not_configured", "The service cannot send email."),
     "DatabaseNotMigrated": (
         503,
         "database_not_migrated",
