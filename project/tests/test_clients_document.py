@@ -1,28 +1,35 @@
 """docs/clients.md agrees with the service: error codes, fields, kinds of events, numbers."""
 
+import argparse
 import contextlib
 import io
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
+from werkzeug.test import TestResponse
+
 from project import clock, db, ids
-from project.accounts import administration, fields
+from project.accounts import administration, fields, links
 from project.api import paging
 from project.config import ProductionConfig
 from project.lib import hashing
 from project.models import MAX_REQUEST_ID
 from project.ops import import_export_commands
 from project.tests import scratch
+from project.tests.accounts.mail_case import MailTestCase, body_of
 from project.tests.base import BaseTestCase, bearer
 from project.tests.contract import client_tables
-from project.tests.rows import ORIGIN, add_user, stored_events
+from project.tests.rows import ORIGIN, add_user, stored_events, stored_users
+from project.tokens.links import Purpose
 
 TEXT = client_tables.DOCUMENT.read_text()
 COMMAND = "python -m project.tests.contract.client_tables"
@@ -84,11 +91,18 @@ class TestTables(BaseTestCase):
 class TestEvents(BaseTestCase):
     """The details of events are those that the document lists."""
 
-    settings = {"TOKEN_EXPIRATION_SECONDS": 3_600}  # noqa: RUF012  # never changed
+    settings: ClassVar[dict[str, Any]] = {
+        "TOKEN_EXPIRATION_SECONDS": 3_600,
+        "SMTP_URL": "smtp://127.0.0.1:1",
+        "MAIL_FROM": "users@app.example",
+        "LINK_BASE_URL": "https://app.example",
+    }
 
-    def send(self, method: str, path: str, token: str | None = None, **body: Any) -> dict[str, Any]:
+    def send(
+        self, method: str, path: str, caller: str | None = None, /, **body: Any
+    ) -> dict[str, Any]:
         """Return the response to a request."""
-        headers = bearer(token) if token else {}
+        headers = bearer(caller) if caller else {}
         response = self.client.open(path, method=method, json=body, headers=headers)
         answer: dict[str, Any] = response.get_json()
         return answer
@@ -101,6 +115,7 @@ class TestEvents(BaseTestCase):
         """Every kind occurs with exactly the details of its row, and with each of their values."""
         self.act_on_sessions()
         self.act_on_users()
+        self.act_with_links()
         self.act_as_operator()
         occurred: dict[str, set[str]] = defaultdict(set)
         for event in stored_events():
@@ -174,6 +189,26 @@ class TestEvents(BaseTestCase):
         self.send("DELETE", "/auth/account", self.start("bob")["auth_token"], **own)
         self.send("DELETE", f"/users/{add_user('eve', 'eve@test.com', PASSWORD).id}", token)
 
+    def act_with_links(self) -> None:
+        """Confirm an email, ask for another, reset the password, and invite."""
+        root = self.start("root")["auth_token"]
+        self.send("POST", "/users/invitations", root, email="new@test.com")
+        self.app.config["EMAIL_VERIFICATION"] = "required"
+        email = "kim@test.com"
+        self.send("POST", "/auth/register", username="kim", email=email, password=PASSWORD)
+        self.start("kim")
+        self.send("POST", "/auth/verify", token=self.link(Purpose.VERIFY, email))
+        other = {"email": "other@test.com", "current_password": PASSWORD}
+        self.send("POST", "/auth/email", self.start("kim")["auth_token"], **other)
+        reset = {"token": self.link(Purpose.RESET, email), "new_password": PASSWORD}
+        self.send("POST", "/auth/password/reset", **reset)
+
+    def link(self, purpose: Purpose, email: str) -> str:
+        """Return the token of a link, as an email to the user has it."""
+        user = links.user_by_email(email)
+        assert user is not None  # noqa: S101  # for mypy
+        return links.for_user(purpose, user, 60).url.partition("?token=")[2]
+
     def act_as_operator(self) -> None:
         """End sessions, import users and export them."""
         administration.end_sessions("root@test.com", ORIGIN)
@@ -188,3 +223,47 @@ class TestEvents(BaseTestCase):
             text = (folder / "users.jsonl").read_text().replace("root", "toor")
             (folder / "more.jsonl").write_text(text)
             import_export_commands.import_users(str(folder / "more.jsonl"))
+
+
+class TestLinkCalls(MailTestCase):
+    """The calls of the section on links, sent as written."""
+
+    settings: ClassVar[dict[str, Any]] = MailTestCase.settings | {"EMAIL_VERIFICATION": "required"}
+
+    def test_calls(self) -> None:
+        """In the order of the document, each call has the response shown below it."""
+        add_user("admin", "admin@test.com", PASSWORD, admin=True, email_verified=True)
+        admin = self.login("admin@test.com", PASSWORD).get_json()["auth_token"]
+        section = TEXT.split("\n## Links in emails\n")[1].split("\n## ")[0]
+        link = ""
+        calls = re.findall(r"```sh\n(.*?)```(?:\n\n```json\n(.*?)```)?", section, re.DOTALL)
+        for command, shown in calls:
+            with self.subTest(command):
+                token = admin
+                if "auth_token of a login" in command:
+                    pair = self.login("grace@example.com", "another correct horse").get_json()
+                    token = pair["auth_token"]
+                response = self.curl(command, link, token)
+                self.assertLess(response.status_code, 300, response.get_json())
+                if shown:
+                    self.assertEqual(json.loads(shown), response.get_json())
+                for message in self.send_mail():
+                    if found := re.search(r"\?token=(\S+)", body_of(message, "plain")):
+                        link = found[1]
+        users = {user["username"]: user["email"] for user in stored_users()}
+        expected = {"grace": "hopper@example.com", "linus": "linus@example.com"}
+        self.assertEqual(users, users | expected)
+
+    def curl(self, text: str, link: str, token: str) -> TestResponse:
+        """Return the response to the call that a curl command makes."""
+        command = text[text.index("curl ") :].replace("$LINK", link).replace("$TOKEN", token)
+        parser = argparse.ArgumentParser()
+        parser.add_argument("curl")
+        parser.add_argument("-X", dest="method")
+        parser.add_argument("-H", dest="headers", action="append")
+        parser.add_argument("-d", dest="data")
+        parser.add_argument("url")
+        call = parser.parse_args(shlex.split(command))
+        headers = [tuple(header.split(": ", 1)) for header in call.headers]
+        path = call.url.removeprefix("http://127.0.0.1:5000")
+        return self.client.open(path, method=call.method, data=call.data, headers=headers)

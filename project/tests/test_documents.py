@@ -41,6 +41,11 @@ RUN = [
     (r"\. venv/bin/activate", CI, r"^\. venv/bin/activate"),
     (r"\.ci/run", CI, r"^#!/usr/bin/env bash"),
     (r"pg_(dump|restore) .*", TESTS, r"pg_\(\?:dump\|restore\) "),
+    (
+        r"curl -X POST http://127\.0\.0\.1:5000/.*(LINK|TOKEN|grace).*",
+        TESTS,
+        r"class TestLinkCalls",
+    ),
     (r"curl (-X POST )?http://127\.0\.0\.1:5000/auth/\w+ .*", TESTS, r"class TestFourCalls"),
     (r'python3? -c "import secrets; .*', TESTS, r"def test_keys"),
 ]

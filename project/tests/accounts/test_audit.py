@@ -11,10 +11,11 @@ from sqlalchemy import event, update
 from werkzeug.test import TestResponse
 
 from project import clock, db
-from project.accounts import administration, audit, rate_limits
+from project.accounts import administration, audit, links, rate_limits
 from project.models import User
 from project.tests.base import BaseTestCase, bearer
 from project.tests.rows import ORIGIN, add_user, stored_events, stored_sessions, stored_users
+from project.tokens.links import Purpose
 
 AGENT = "Mozilla/5.0 (X11; Linux x86_64)"
 WRONG = "a wrong one"
@@ -33,7 +34,7 @@ class AuditTestCase(BaseTestCase):
         self.user = add_user("test", "test@test.com", "test")
 
     def post(
-        self, path: str, token: str | None = None, request_id: str = "req-1", **body: Any
+        self, path: str, token: str | None = None, /, request_id: str = "req-1", **body: Any
     ) -> TestResponse:
         """Return the response to a POST."""
         headers = {"User-Agent": AGENT, "X-Request-ID": request_id}
@@ -219,6 +220,61 @@ class TestRecordedEvents(AuditTestCase):
         body["current_password"] = "test"
         self.assertEqual(200, self.post("/auth/password", token, **body).status_code)
         self.assert_recorded(audit.Kind.PASSWORD_CHANGED, {"sessions": 1}, **own)
+
+    def test_links(self) -> None:
+        """Each use of a link is recorded, and so is a request for another email; no address is."""
+        self.app.config.update(SMTP_URL="smtp://127.0.0.1:1", LINK_BASE_URL="https://app.example")
+        body = {"email": "new@test.com", "current_password": "test"}
+        token = self.pair["auth_token"]
+        self.assertEqual(202, self.post("/auth/email", token, **body).status_code)
+        self.assert_recorded(audit.Kind.EMAIL_CHANGE_REQUESTED, {})
+
+        link = self.link(Purpose.VERIFY)
+        self.assertEqual(200, self.post("/auth/verify", token=link).status_code)
+        self.assert_recorded(audit.Kind.EMAIL_VERIFIED, {})
+
+        link = self.link(Purpose.EMAIL, "new@test.com")
+        self.assertEqual(200, self.post("/auth/email/confirm", token=link).status_code)
+        self.assert_recorded(audit.Kind.USER_CHANGED, {"fields": "email"})
+
+        link = self.link(Purpose.RESET)
+        answer = self.post("/auth/password/reset", token=link, new_password=NEW)
+        self.assertEqual(200, answer.status_code)
+        self.assert_recorded(audit.Kind.PASSWORD_RESET, {"sessions": 1})
+        self.assertNotIn("new@test.com", json.dumps(stored_events(), default=str))
+
+    def link(self, purpose: Purpose, new_email: str | None = None) -> str:
+        """Return the token of a link for the user, as an email has it."""
+        user = links.user_by_id(self.user.id)
+        assert user is not None  # noqa: S101  # for mypy
+        return links.for_user(purpose, user, 60, new_email).url.partition("?token=")[2]
+
+    def test_refused_links(self) -> None:
+        """A link that is refused is no event: any client could fill the table."""
+        before = stored_events()
+        for path in ("/auth/verify", "/auth/email/confirm", "/auth/password/reset"):
+            answer = self.post(path, token="forged", new_password=NEW)
+            self.assertEqual(400, answer.status_code)
+
+        self.assertEqual(before, stored_events())
+
+    def test_invitation(self) -> None:
+        """An invitation records the admin, and not whom they invited."""
+        self.app.config.update(SMTP_URL="smtp://127.0.0.1:1", LINK_BASE_URL="https://app.example")
+        db.session.execute(update(User).values(admin=True))
+        db.session.commit()
+        answer = self.post("/users/invitations", self.pair["auth_token"], email="new@test.com")
+
+        self.assertEqual(202, answer.status_code)
+        self.assert_recorded(audit.Kind.USER_INVITED, {}, user_id=None, actor_id=self.user.id)
+
+    def test_unverified(self) -> None:
+        """The login of a user who has not confirmed their email is recorded as refused."""
+        self.app.config["EMAIL_VERIFICATION"] = "required"
+
+        self.assertEqual(403, self.log_in().status_code)
+
+        self.assert_recorded(audit.Kind.LOGIN_REFUSED, {"why": "email_unverified", "pause": 0})
 
     def test_every_kind_has_a_test(self) -> None:
         """Every kind of event is named in a test."""

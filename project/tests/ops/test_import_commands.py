@@ -150,7 +150,8 @@ class TestImportExportCommands(unittest.TestCase):
         self.assertEqual(written, self.manage("export_users", "-").stdout)
         in_csv = self.manage("export_users", "-", "--csv").stdout
         self.assertEqual(
-            "username,email,password_hash,active,admin,created_at", in_csv.splitlines()[0]
+            "username,email,password_hash,active,admin,email_verified,created_at",
+            in_csv.splitlines()[0],
         )
 
         result = self.manage("export_users", str(path))

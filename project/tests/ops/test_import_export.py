@@ -198,6 +198,30 @@ class TestOldPasswords(ImportExportTestCase):
 class TestImport(ImportExportTestCase):
     """The outcome for each line."""
 
+    def test_email_verified(self) -> None:
+        """`email_verified` is false if the file does not have it, and is compared if it does."""
+        self.import_users(user("ada"), user("eve", email_verified=True))
+        header = b"username,email,password_hash,email_verified\r\n"
+        row = f"{{0}},{{0}}@test.com,{PHP[1]},{{1}}\r\n"
+        rows = row.format("kim", "true") + row.format("joe", "false") + row.format("bad", "1")
+        refused = [(4, {"email_verified": "should be a valid boolean"})]
+
+        self.assertEqual((2, 0, refused), self.import_users(file=header + rows.encode()))
+
+        stored = {row["username"]: row["email_verified"] for row in stored_users()}
+        self.assertEqual({"ada": False, "eve": True, "kim": True, "joe": False}, stored)
+        again = user("ada"), user("eve"), user("ada", email_verified=True)
+        refused = [(3, {"it": "is there already, with another email_verified"})]
+        self.assertEqual((0, 2, refused), self.import_users(*again))
+
+    def test_login_of_unverified(self) -> None:
+        """Where emails have to be confirmed, `email_verified` decides who can log in."""
+        self.app.config["EMAIL_VERIFICATION"] = "required"
+        self.import_users(user("ada"), user("eve", email_verified=True))
+
+        self.assert_error(self.login("ada@test.com", PHP[0]), errors.EmailUnverified)
+        self.assertEqual(200, self.login("eve@test.com", PHP[0]).status_code)
+
     def test_what_is_stored(self) -> None:
         """An imported user is stored as if registered here, at the time that the file has."""
         moment = "2001-02-03T04:05:06.789Z"
@@ -342,7 +366,7 @@ class TestExport(ImportExportTestCase):
         add_user('Ζωή, the "first"', "zoe@test.com", "secret", admin=True)
         self.import_users(
             user("php", PHP[1], created_at="2001-02-03T04:05:06.000007Z"),
-            user("java", JAVA[1], active=False),
+            user("java", JAVA[1], active=False, email_verified=True),
             user("here", hash_elsewhere("here")),
         )
         self.login("here@test.com", "here")
@@ -366,17 +390,12 @@ class TestExport(ImportExportTestCase):
         hashed = add_user("ours", "ours@test.com", "secret").password
 
         php, ours = map(json.loads, self.export_users().splitlines())
-        self.assertEqual(
-            user("php", PHP[1], active=True, admin=False, created_at="2001-02-03T04:05:06Z"),
-            php,
-        )
+        others = {"active": True, "admin": False, "email_verified": False}
+        self.assertEqual(user("php", PHP[1], created_at="2001-02-03T04:05:06Z", **others), php)
         self.assertEqual("bcrypt_sha256$" + hashed, ours["password_hash"])
-        row = f"php,php@test.com,{PHP[1]},true,false,2001-02-03T04:05:06Z\r\n"
-        self.assertTrue(
-            self.export_users(as_csv=True)
-            .decode()
-            .startswith("username,email,password_hash,active,admin,created_at\r\n" + row)
-        )
+        header = "username,email,password_hash,active,admin,email_verified,created_at\r\n"
+        row = f"php,php@test.com,{PHP[1]},true,false,false,2001-02-03T04:05:06Z\r\n"
+        self.assertTrue(self.export_users(as_csv=True).decode().startswith(header + row))
         self.erase()
         self.assertEqual(b"", self.export_users())
         self.assertEqual(1, len(self.export_users(as_csv=True).splitlines()))

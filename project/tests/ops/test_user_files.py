@@ -15,7 +15,7 @@ HASHED = "$2b$12$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW"
 ADA = {"username": "ada", "email": "ada@example.com", "password_hash": HASHED}
 HEADER = b"username,email,password_hash\r\n"
 ADA_ROW = f"ada,ada@example.com,{HASHED}\r\n".encode()
-JSON_FIELDS = "username, email, password_hash, active, admin, created_at"
+JSON_FIELDS = "username, email, password_hash, active, admin, email_verified, created_at"
 
 
 def line(**fields: Any) -> bytes:
@@ -104,6 +104,7 @@ class TestRecords(unittest.TestCase):
             ("active", "true", flag),
             ("active", 1, flag),
             ("admin", "yes", flag),
+            ("email_verified", None, flag),
             ("created_at", None, moment),
             ("created_at", 0, moment),
             ("created_at", "2026-11-22", moment),
@@ -284,7 +285,7 @@ class TestCsv(unittest.TestCase):
         """Nothing is read without a header of all required fields, each once, and no others."""
         reason = (
             "must be the header, which names username, email, password_hash, and no others but"
-            " active, admin, created_at; nothing after it was read"
+            " active, admin, email_verified, created_at; nothing after it was read"
         )
         for header in (
             b"",
@@ -332,6 +333,7 @@ class TestWriting(unittest.TestCase):
             "username": 'Ζωή, "the\u2028first" \\ \N{GRINNING FACE}',
             "active": False,
             "admin": True,
+            "email_verified": True,
             "created_at": "2001-02-03T04:05:06.000007Z",
         }
         for as_csv in (False, True):
