@@ -157,6 +157,11 @@ def retry_dead() -> int:
     return database.write(update(mails_table).where(~_WAITING).values(values))
 
 
+def forget(address: str) -> None:
+    """Delete the emails to an address that were given up; those that wait are still sent."""
+    database.write(delete(mails_table).where(~_WAITING, _mails.address == address))
+
+
 def delete_expired() -> int:
     """Delete a batch of emails given up EVENTS_DAYS ago; return how many, 0 at the end."""
     oldest = clock.utcnow() - timedelta(days=current_app.config["EVENTS_DAYS"])
