@@ -11,7 +11,7 @@ from flask import current_app
 from flask_script_ng import Command, Manager, Option, Server, Shell
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from project import UsersService, create_app, db
+from project import UsersService, create_app, create_server, db
 from project.api import commands
 from project.errors import ConfigurationError
 from project.lib import logs, metrics
@@ -21,6 +21,7 @@ from project.ops import (
     checks,
     development,
     import_export_commands,
+    mail,
     purge,
     server,
     testing,
@@ -35,13 +36,16 @@ def application() -> UsersService:
     if COMMAND != "runserver":  # a command does not count in the metrics of a running server
         os.environ.pop(metrics.DIRECTORY, None)
     try:
-        app = create_app("project.config.TestingConfig" if COMMAND in {"test", "cov"} else None)
+        if COMMAND == "runserver":
+            app = create_server()
+        else:
+            app = create_app("project.config.TestingConfig" if COMMAND in {"test", "cov"} else None)
     except ConfigurationError as error:
         if COMMAND == "check":
             sys.exit(checks.report(checks.configuration_refused(error)))
         raise
     # A command prints what it did to standard output, so its log has only warnings.
-    level = logging.INFO if COMMAND == "runserver" else logging.WARNING
+    level = logging.INFO if COMMAND in {"runserver", "send_mail"} else logging.WARNING
     logs.configure(readable=app.debug, file=sys.stderr, level=level)
     return app
 
@@ -111,6 +115,8 @@ for function in (
     users.end_sessions,
     purge.purge,
     audit_log.events,
+    mail.send_mail,
+    mail.mails,
     import_export_commands.import_users,
     import_export_commands.export_users,
     commands.openapi,

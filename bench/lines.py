@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "api/auth.py", "api/guards.py", "accounts/", "tokens/", "models.py"
-FOLDERS = "api", "ops", "accounts", "tokens", "lib", "tests"
+FOLDERS = "api", "ops", "accounts", "tokens", "mail", "lib", "tests"
 SHELVES = {
     f"**the core**: {', '.join(f'`{path}`' for path in CORE)}": [
         f"project/{path}" for path in CORE

@@ -1,8 +1,8 @@
-"""Show that login times do not reveal whether a user exists: python -m bench.timing --help.
+"""Show that response times do not reveal whether a user exists: python -m bench.timing --help.
 
-One client sends logins that are refused, for accounts of each kind and for unknown emails. The
-median of each kind is compared with that of unknown emails. The exit code is 1 unless every kind is
-shown to be equal within MARGIN.
+One client sends logins that are refused, and then requests for a link to reset the password, for
+accounts of each kind and for unknown emails. The median of each kind is compared with that of
+unknown emails. The exit code is 1 unless every kind is shown to be equal within MARGIN.
 
 The test is one of equivalence (two one-sided tests): the whole interval of the difference, with
 CONFIDENCE, must lie within the margin. A difference that was not found could still exist, so few or
@@ -43,6 +43,14 @@ WRONG = "wrong horse battery staple!!"  # as long as PASSWORD
 # Nearly as long as a body may be; ASCII, because the cost of normalizing depends only on the text.
 OVERLONG = "x" * 60_000
 
+# Nothing sends the emails.
+MAIL = {
+    "SMTP_URL": "smtp://127.0.0.1:1",
+    "MAIL_FROM": "users@example.com",
+    "LINK_BASE_URL": "https://app.example",
+    "MAIL_SENDER": "false",
+}
+
 USER = """
 INSERT INTO users (username, username_key, email, password, active, created_at)
 VALUES (%(name)s, %(name)s, %(email)s, %(password)s, %(active)s, now())
@@ -51,13 +59,15 @@ VALUES (%(name)s, %(name)s, %(email)s, %(password)s, %(active)s, now())
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of refused login."""
+    """A kind of refused login, or of request for a link."""
 
     name: str
     password: str = WRONG
     cost: int | None = None  # of the account's hash; None without an account
     active: bool = True
     mark: str = ""  # the prefix of the stored hash
+    path: str = "/auth/login"
+    outcome: str = f'"code":"{InvalidCredentials.code}"'  # what the response contains
 
     @property
     def email(self) -> str:
@@ -67,7 +77,7 @@ class Case:
     @property
     def username(self) -> str:
         """The account's username."""
-        return self.name.replace(" ", "-")
+        return self.name.replace(" ", "-").replace(":", "")
 
 
 def cases(cost: int) -> list[Case]:
@@ -84,6 +94,16 @@ def cases(cost: int) -> list[Case]:
     ]
 
 
+def forgotten(cost: int) -> list[Case]:
+    """Return the cases of requests for a link, in the same form."""
+    sent = {"path": "/auth/password/forgot", "outcome": "an email is on its way"}
+    return [
+        Case("forgot: unknown email", **sent),
+        Case("forgot: known email", cost=cost, **sent),
+        Case("forgot: deactivated user", cost=cost, active=False, **sent),
+    ]
+
+
 def add_accounts(database_url: URL, kinds: Sequence[Case]) -> None:
     """Add an account with the password PASSWORD for each case that has one."""
     plain = url_text(database_url.set(drivername="postgresql"))
@@ -96,14 +116,14 @@ def add_accounts(database_url: URL, kinds: Sequence[Case]) -> None:
 
 
 def attempt(connection: http.client.HTTPConnection, case: Case) -> float:
-    """Return the milliseconds of a refusal; raise RuntimeError for any other response."""
+    """Return the milliseconds of a response; raise RuntimeError for an unexpected one."""
     body = json.dumps({"email": case.email, "password": case.password}).encode()
     start = time.perf_counter()
-    connection.request("POST", "/auth/login", body, JSON)
+    connection.request("POST", case.path, body, JSON)
     answer = connection.getresponse()
     content = answer.read()
     taken = time.perf_counter() - start
-    if json.loads(content).get("code") != InvalidCredentials.code:
+    if case.outcome not in content.decode():
         raise RuntimeError(f"{case.name}: {content!r}")
     return taken * 1000
 
@@ -179,10 +199,10 @@ def compare(kinds: Sequence[Case], times: Sequence[Sequence[float]]) -> Iterator
 def report(where: str, cost: int, unknown: Sequence[float], findings: Sequence[Finding]) -> str:
     """Return the results in Markdown; `unknown` are the times of the unknown emails."""
     heading = (
-        f"{where}; bcrypt cost {cost}, {len(unknown)} samples of each kind. An unknown email:"
-        f" {statistics.median(unknown):.1f} ms."
+        f"{where}; bcrypt cost {cost}, {len(unknown)} samples of each kind. A login with an unknown"
+        f" email: {statistics.median(unknown):.1f} ms."
     )
-    columns = f"refused login | median ms | difference ms | {CONFIDENCE:.0%} interval"
+    columns = f"response | median ms | difference ms | {CONFIDENCE:.0%} interval"
     table = [f"| {columns} | ±{MARGIN:g} ms |", "|---|---|---|---|---|", *map(str, findings)]
     return "\n".join([heading, "", *table, ""])
 
@@ -220,6 +240,12 @@ def main() -> None:
         add_accounts(url, kinds)
         times = measure(server.port, kinds, options.samples)
     findings = list(compare(kinds, times))
+    # Emails are limited to a few an hour, by the same statements for every address.
+    os.environ.update(RATE_LIMITS="false", **MAIL)
+    kinds = forgotten(options.cost)
+    with database(server_url) as url, serving(contender, url, options.cost) as server:
+        add_accounts(url, kinds)
+        findings += compare(kinds, measure(server.port, kinds, options.samples))
     text = report(machine(server_url), options.cost, times[0], findings)
     print(text)
     if options.output:

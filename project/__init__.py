@@ -3,7 +3,7 @@
 import os
 from importlib import import_module
 
-from project.accounts import rate_limits
+from project.accounts import mails, rate_limits
 from project.api import cors, docs, error_handlers, guards, https, rate_limit_headers, requests
 from project.api.application import UsersService
 from project.api.auth import auth_blueprint
@@ -13,9 +13,9 @@ from project.config import DEFAULT_SETTINGS, SERVICE_NAME, BaseConfig
 from project.errors import ConfigurationError
 from project.extensions import bcrypt, db, migrate
 from project.lib import bulkhead, database, forwarded, hashing, logs, metrics, readiness
-from project.mail import rendering
+from project.mail import outbox, rendering, sender
 
-__all__ = ["UsersService", "bcrypt", "create_app", "db", "migrate"]
+__all__ = ["UsersService", "bcrypt", "create_app", "create_server", "db", "migrate"]
 
 
 def create_app(settings: str | None = None) -> UsersService:
@@ -39,6 +39,7 @@ def create_app(settings: str | None = None) -> UsersService:
     hashing.init_app(app)
     rate_limits.init_app(app)
     rendering.init_app(app)
+    outbox.init_app(app)
     requests.init_app(app)
     error_handlers.init_app(app)
     https.init_app(app)
@@ -49,6 +50,17 @@ def create_app(settings: str | None = None) -> UsersService:
     app.register_api(health_blueprint)
     app.register_api(users_blueprint)
     docs.init_app(app)
+    return app
+
+
+def create_server() -> UsersService:
+    """Return the application for a server, which also sends the emails unless MAIL_SENDER is off.
+
+    They are sent by a thread of the process that calls this.
+    """
+    app = create_app()
+    if app.config["MAIL_SENDER"]:
+        sender.start(app, mails.compose)
     return app
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -187,6 +187,8 @@ def _smtp_url(text: str) -> str:
         raise ValueError("has an unknown option; smtp:// takes ?starttls, and smtps:// takes none")
     if (url.username is None) != (url.password is None):
         raise ValueError("has a user without a password, or a password without a user")
+    if not unquote(f"{url.username}{url.password}").isascii():
+        raise ValueError("has a character in user or password that is not ASCII")
     return text
 
 

@@ -25,6 +25,7 @@ from project.accounts import (
 )
 from project.extensions import db
 from project.lib import database
+from project.mail import outbox
 from project.models import username_key, users_table
 
 PRIVILEGES = {"active", "admin"}  # only an admin changes these
@@ -131,6 +132,7 @@ def delete(user_id: int, caller: Row[Any], origin: audit.Origin, *, password: st
     audit.anonymize(user_id)
     account.attempt.succeed()
     rate_limits.forget(account.user.email)
+    outbox.forget(account.user.email)
     database.write(users_table.delete().where(_users.id == user_id))
     if user_id == caller.id:
         audit.record(audit.Kind.ACCOUNT_DELETED, audit.ANONYMOUS, user_id=None)

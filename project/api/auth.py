@@ -185,7 +185,10 @@ def request_verification(body: schemas.EmailAddress) -> Response:
 @guards.required(requests.reserve_body_slot)
 @responses.returns(200, schemas.Done, errors.LinkInvalid)
 def verify_email(body: schemas.LinkToken) -> Response:
-    """Confirm the email of a user with the token of a link, which works once."""
+    """Confirm the email of a user with the token of a link.
+
+    A token works once, and is valid for VERIFICATION_LINK_SECONDS.
+    """
     verification.verify(body.token, requests.origin())
     db.session.commit()
     return success(message="Email confirmed.")
@@ -219,7 +222,10 @@ def change_email(body: schemas.EmailChange) -> Response:
 @guards.required(requests.reserve_body_slot)
 @responses.returns(200, schemas.Done, errors.LinkInvalid, errors.EmailExists)
 def confirm_email(body: schemas.LinkToken) -> Response:
-    """Change the email of a user with the token of a link, which works once."""
+    """Change the email of a user with the token of a link that was sent to the new email.
+
+    A token works once, and is valid for EMAIL_LINK_SECONDS. The old email is told.
+    """
     verification.confirm_change(body.token, requests.origin())
     db.session.commit()
     return success(message="Email changed.")

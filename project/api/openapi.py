@@ -23,7 +23,7 @@ from flask_openapi3.utils import get_model_schema
 from pydantic import BaseModel, ValidationError
 
 from project import errors
-from project.accounts import fields
+from project.accounts import fields, verification
 from project.api import error_handlers, guards, schemas
 from project.api.responses import Responses, failure
 from project.errors import ServiceError
@@ -111,6 +111,12 @@ _NEW_PASSWORDS = (
     ("PasswordReset", "new_password"),
     ("AcceptedInvitation", "password"),
 )
+# The routes that answer 202 with some settings only. Typed clients for other settings need not
+# handle it.
+_ACCEPTED_IF = {
+    ("/auth/register", "post"): verification.is_required,
+    ("/users/{user_id}", "patch"): verification.of_changes,
+}
 _NO_TOKEN: dict[str, list[str]] = {}
 _TOKEN_OPTIONAL = {guards.admin_unless_open, guards.admin_or_self_unless_open}
 
@@ -209,6 +215,10 @@ def describe(app: OpenAPI, origin: str = "") -> dict[str, Any]:
     for name, field in _NEW_PASSWORDS:
         new_password = components["schemas"][name]["properties"][field]
         new_password["minLength"] = app.config["PASSWORD_MIN_LENGTH"]
+    with app.app_context():
+        for (path, method), can_answer_202 in _ACCEPTED_IF.items():
+            if not can_answer_202():
+                del document["paths"][path][method]["responses"]["202"]
     # The library adds a 422 to every operation; this service answers 400 to an invalid request.
     components["schemas"].pop(app.validation_error_model.__name__, None)
     for operation in chain.from_iterable(path.values() for path in document["paths"].values()):

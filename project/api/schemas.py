@@ -339,12 +339,6 @@ class ChangedUser(Done):
     data: FullUser
 
 
-class UnconfirmedUser(Done):
-    """The user, whose new email is to be confirmed; the other changes are made."""
-
-    data: FullUser
-
-
 class TheCaller(Success):
     """The authenticated user."""
 

@@ -128,7 +128,7 @@ def get_single_user(path: schemas.UserPath) -> Response:
     errors.PreconditionFailed,
     errors.TooManyAttempts,
     errors.MailNotConfigured,
-    accepted=schemas.UnconfirmedUser,
+    accepted=schemas.ChangedUser,
 )
 def change_user(
     path: schemas.UserPath, header: schemas.UserVersion, body: schemas.UserChange

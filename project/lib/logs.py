@@ -65,6 +65,7 @@ class DeferredOutput(Output):
         super().__init__(file)
         self._lines: deque[str] = deque()
         self._lost = 0
+        self._ended = False  # whether the main thread has ended
         self._starting = threading.Lock()
         self._writer: threading.Thread | None = None
         if hasattr(os, "register_at_fork"):
@@ -72,6 +73,10 @@ class DeferredOutput(Output):
 
     def write(self, text: str) -> None:
         """Hand `text` to the thread."""
+        if self._ended:
+            super().write(text)
+            super().flush()
+            return
         if len(self._lines) >= MAX_WAITING:
             self._lost += 1
             return
@@ -96,10 +101,9 @@ class DeferredOutput(Output):
 
     def _run(self) -> None:
         main = threading.main_thread()
-        ended = False
-        while not ended:
+        while not self._ended:
             main.join(DEFERRED_FOR)
-            ended = not main.is_alive()
+            self._ended = not main.is_alive()
             self._write_waiting_lines()
 
     def _write_waiting_lines(self) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,6 +26,7 @@ from prometheus_client import (
     Metric,
     start_http_server,
 )
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine, event
@@ -67,6 +68,15 @@ class NullMetrics:
     def watch(self, engine: Engine, name: str, size: int) -> None:
         """Count the connections in use of the pool of `engine`, which has `size` connections."""
 
+    def read_at_scrape(
+        self, read: Callable[[], Mapping[str, float]], documentation: Mapping[str, str]
+    ) -> None:
+        """Show gauges whose values `read` returns by name; those that it leaves out are not known.
+
+        They are values of the whole service and not of one process. `read` is called at each
+        scrape, by the process that answers it, and must not raise. `documentation` is by name too.
+        """
+
 
 class PrometheusMetrics(NullMetrics):
     """Metrics in files of `directory`, each name beginning with `namespace`.
@@ -75,6 +85,7 @@ class PrometheusMetrics(NullMetrics):
     """
 
     def __init__(self, directory: Path, namespace: str) -> None:
+        self.read_gauges = ReadGaugesCollector(namespace)
         directory.mkdir(parents=True, exist_ok=True)
         _lock(directory)
         # An earlier process may have had the same ID. Its counters stay, its gauges go.
@@ -148,6 +159,12 @@ class PrometheusMetrics(NullMetrics):
         event.listen(engine, "checkout", count_checkout)
         event.listen(engine, "checkin", count_checkin)
 
+    def read_at_scrape(
+        self, read: Callable[[], Mapping[str, float]], documentation: Mapping[str, str]
+    ) -> None:
+        """Show gauges that `read` returns."""
+        self.read_gauges.add(read, documentation)
+
 
 _metrics = AppState[NullMetrics]("metrics")
 
@@ -168,13 +185,15 @@ def init_app(app: Flask, *, namespace: str) -> None:
         return
     directory = Path(name)
     try:
-        _metrics.set(app, PrometheusMetrics(directory, namespace))
+        made = PrometheusMetrics(directory, namespace)
     except OSError as error:
         log.error("metrics_unavailable", directory=name, reason=error.strerror)
         return
+    _metrics.set(app, made)
+    collectors = LiveProcessCollector(directory), made.read_gauges
     host = os.environ.get("GRANIAN_HOST", "127.0.0.1")
     threading.Thread(
-        target=_serve, args=(directory, host, port), name="metrics", daemon=True
+        target=_serve, args=(directory, host, port, collectors), name="metrics", daemon=True
     ).start()
 
 
@@ -237,7 +256,27 @@ class LiveProcessCollector(Collector):
         return metrics
 
 
-def _serve(directory: Path, host: str, port: int) -> None:
+class ReadGaugesCollector(Collector):
+    """Gauges that are read when Prometheus asks for them."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._sources: list[tuple[Callable[[], Mapping[str, float]], Mapping[str, str]]] = []
+
+    def add(
+        self, read: Callable[[], Mapping[str, float]], documentation: Mapping[str, str]
+    ) -> None:
+        """Add gauges; see `NullMetrics.read_at_scrape`."""
+        self._sources.append((read, documentation))
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the gauges with their present values."""
+        for read, documentation in self._sources:
+            for name, value in read().items():
+                yield GaugeMetricFamily(f"{self._namespace}_{name}", documentation[name], value)
+
+
+def _serve(directory: Path, host: str, port: int, collectors: Iterable[Collector]) -> None:
     """Serve the metrics of all processes, as soon as no other process does."""
     import fcntl  # missing on Windows
 
@@ -245,7 +284,8 @@ def _serve(directory: Path, host: str, port: int) -> None:
         # The kernel releases the lock when the process that holds it ends.
         fcntl.flock(lock, fcntl.LOCK_EX)
         registry = CollectorRegistry()
-        registry.register(LiveProcessCollector(directory))
+        for collector in collectors:
+            registry.register(collector)
         logged = False
         while True:
             try:

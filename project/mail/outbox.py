@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from flask import current_app
-from sqlalchemy import Row, delete, func, insert, or_, select, update
+from flask import Flask, current_app
+from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from project import clock
 from project.extensions import db
-from project.lib import database
+from project.lib import database, metrics
 from project.models import MAX_STORED_ERROR, mails_table
 
 MAX_TRIES = 12
@@ -26,10 +27,21 @@ CLAIM_SECONDS = 300  # longer than any try takes
 
 _mails = mails_table.c
 _WAITING = _mails.failed_at.is_(None)
+_FREE = or_(_mails.claimed_until.is_(None), _mails.claimed_until <= bindparam("now"))
+_DUE = (
+    select(_mails.id)
+    .where(_WAITING, _mails.next_try_at <= bindparam("now"), _FREE)
+    .order_by(_mails.next_try_at, _mails.id)
+    .limit(bindparam("limit"))
+)
 _COUNTS = select(
     func.count().filter(_WAITING).label("waiting"),
     func.count().filter(~_WAITING).label("dead"),
 )
+_METRICS = {
+    "mails_waiting": "Emails to be sent, now or at their next try.",
+    "mails_dead": "Emails that were given up.",
+}
 
 
 class Counts(NamedTuple):
@@ -37,6 +49,21 @@ class Counts(NamedTuple):
 
     waiting: int  # to be sent, now or at their next try
     dead: int  # given up
+
+
+def init_app(app: Flask) -> None:
+    """Show the number of emails in the metrics of `app`, if emails can be sent."""
+
+    def read() -> dict[str, float]:
+        with app.app_context():
+            try:
+                return {f"mails_{name}": number for name, number in counts()._asdict().items()}
+            except SQLAlchemyError:
+                return {}  # not known
+
+    with app.app_context():
+        if is_configured():
+            metrics.of(app).read_at_scrape(read, _METRICS)
 
 
 def is_configured() -> bool:
@@ -70,15 +97,10 @@ def add(
 def claim(limit: int) -> Sequence[Row[Any]]:
     """Claim at most `limit` emails that are due, count a try of each, commit, and return them."""
     now = clock.utcnow()
-    free = or_(_mails.claimed_until.is_(None), _mails.claimed_until <= now)
-    due = (
-        select(_mails.id)
-        .where(_WAITING, _mails.next_try_at <= now, free)
-        .order_by(_mails.next_try_at, _mails.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    ids = db.session.scalars(due).all()
+    parameters = {"now": now, "limit": limit}
+    if database.fetch_one(_DUE, **parameters) is None:
+        return []  # without a transaction: mostly, none is due
+    ids = db.session.scalars(_DUE.with_for_update(skip_locked=True), parameters).all()
     values = {"claimed_until": now + timedelta(seconds=CLAIM_SECONDS), "tries": _mails.tries + 1}
     claiming = update(mails_table).where(_mails.id.in_(ids)).values(values).returning(*_mails)
     claimed = db.session.execute(claiming).all() if ids else []
@@ -133,6 +155,11 @@ def retry_dead() -> int:
     """Let the emails that were given up be tried again from now on, and return how many."""
     values = {"failed_at": None, "tries": 0, "next_try_at": clock.utcnow()}
     return database.write(update(mails_table).where(~_WAITING).values(values))
+
+
+def forget(address: str) -> None:
+    """Delete the emails to an address that were given up; those that wait are still sent."""
+    database.write(delete(mails_table).where(~_WAITING, _mails.address == address))
 
 
 def delete_expired() -> int:

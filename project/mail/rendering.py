@@ -6,6 +6,7 @@ replace those of the service. A template that a language does not have is taken 
 """
 
 from collections.abc import Sequence
+from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -18,10 +19,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from sqlalchemy import Row
 
 from project.lib.app_state import AppState
+from project.mail.transport import Rejected
 
 TEMPLATES = Path(__file__).with_name("templates")
 DEFAULT_LANGUAGE = "en"
 MAX_LANGUAGE_LENGTH = 16  # characters, of the name of a folder
+MAX_LINE = 998  # characters, RFC 5322, 2.1.1
+POLICY = SMTP.clone(cte_type="7bit")  # for servers without 8BITMIME (RFC 6152)
 
 
 class Templates(NamedTuple):
@@ -62,27 +66,43 @@ def render(mail: Row[Any], **values: Any) -> EmailMessage:
 
     The Message-ID is the same each time, so that a mail server can recognize a repetition. Only
     the validated address comes from the row, and `EmailMessage` refuses line breaks in headers.
+    Raise Rejected if the address cannot be written in a header.
     """
-    config = current_app.config
-    name, sender = parseaddr(config["MAIL_FROM"])
+    name, sender = parseaddr(current_app.config["MAIL_FROM"])
     domain = sender.rpartition("@")[2]
+    text, html = _template(mail, "txt"), _template(mail, "html")
     values |= {
         "service": name or domain,
-        "language": mail.language,
+        "language": str(html.name).partition("/")[0],
         "time": mail.created_at.strftime("%Y-%m-%d %H:%M UTC"),
         "parameters": mail.parameters,
     }
-    text = _template(mail, "txt").make_module(values)
-    message = EmailMessage(SMTP)
+    plain = text.make_module(values)
+    message = EmailMessage(POLICY)
     message["From"] = Address(name, addr_spec=sender)
-    message["To"] = Address(addr_spec=mail.address)
-    message["Subject"] = " ".join(str(text.subject).split())
+    message["To"] = _recipient(mail.address)
+    message["Subject"] = " ".join(str(plain.subject).split())
     message["Date"] = format_datetime(mail.created_at)
     message["Message-ID"] = f"<{mail.created_at.timestamp():.6f}.{mail.id}@{domain}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no automatic replies
-    message.set_content(str(text).strip() + "\n")
-    message.add_alternative(_template(mail, "html").render(values), subtype="html")
+    part = str(plain).strip() + "\n"
+    message.set_content(part, cte=_encoding(part))
+    part = html.render(values)
+    message.add_alternative(part, subtype="html", cte=_encoding(part))
     return message
+
+
+def _recipient(address: str) -> Address:
+    try:
+        return Address(addr_spec=address)
+    except (ValueError, MessageError):
+        raise Rejected("the address cannot be written in a header (RFC 5322, 3.4.1)") from None
+
+
+def _encoding(text: str) -> str | None:
+    """Return "7bit" for a text that can be sent as it is, so that links in files are readable."""
+    short = all(len(line) <= MAX_LINE for line in text.splitlines())
+    return "7bit" if short and text.isascii() else None
 
 
 def _template(mail: Row[Any], extension: str) -> Any:

@@ -3,11 +3,11 @@
 Nothing is sent inside a transaction. An email that hangs or fails does not hold up another one.
 """
 
+import contextlib
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from email.message import EmailMessage
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import structlog
@@ -37,78 +37,110 @@ Compose = Callable[[Row[Any]], Outgoing | None]
 
 
 class Sender:
-    """Sends the emails of the outbox of an application."""
+    """Sends the emails of the outbox of an application, each in a thread of its own.
+
+    The threads are not those of a ThreadPoolExecutor, which accepts no work from the moment when
+    the main thread ends: emails that were claimed at that moment would wait for their claim to
+    expire.
+    """
 
     def __init__(self, app: Flask, channel: Transport, compose: Compose) -> None:
         """Send over `channel` what `compose` returns for each row."""
         self._app = app
         self._transport = channel
         self._compose = compose
+        self._sending = 0
+        self._finished: SimpleQueue[None] = SimpleQueue()
+        self._available = True  # whether the last look into the outbox succeeded
 
-    def run(self, stop: Callable[[], bool]) -> None:
-        """Send emails when they are due, until `stop` returns True."""
-        self._run(lambda idle: stop())
+    def run(self, stopped: Callable[[float], bool]) -> None:
+        """Send emails when they are due, until `stopped`, which waits some seconds, returns True.
+
+        Then finish those that are being sent.
+        """
+        idle = True
+        while not stopped(POLL_INTERVAL if idle else 0):
+            idle = not self._send_due()
+        while self._sending:
+            self._finish_one(None)
 
     def run_once(self) -> None:
         """Send the emails that are due, and return when each of them has been tried."""
-        self._run(lambda idle: idle)
+        while self._send_due():
+            pass
 
-    def _run(self, stop: Callable[[bool], bool]) -> None:
-        """Send until `stop` returns True; its argument is whether there is nothing to do."""
-        running: set[Future[None]] = set()
-        with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="mail") as pool:
-            while True:
-                claimed = self._claim(CONCURRENCY - len(running))
-                running |= {pool.submit(self._send, mail) for mail in claimed}
-                if stop(not running):
-                    return
-                if running:
-                    _, running = wait(running, POLL_INTERVAL, FIRST_COMPLETED)
-                else:
-                    time.sleep(POLL_INTERVAL)
+    def _send_due(self) -> bool:
+        """Start to send emails, and wait until one is finished; return False if there is none."""
+        for mail in self._claim(CONCURRENCY - self._sending):
+            self._sending += 1
+            threading.Thread(target=self._send, args=(mail,), name="mail").start()
+        if not self._sending:
+            return False
+        self._finish_one(POLL_INTERVAL)
+        return True
+
+    def _finish_one(self, seconds: float | None) -> None:
+        """Wait until an email is finished, at most `seconds`."""
+        with contextlib.suppress(Empty):
+            self._finished.get(timeout=seconds)
+            self._sending -= 1
 
     def _claim(self, limit: int) -> list[Row[Any]]:
-        if not limit:
-            return []
-        with self._app.app_context():
-            try:
-                return list(outbox.claim(limit))
-            except SQLAlchemyError as error:
-                log.warning("mail_outbox_unavailable", reason=type(error).__name__)
-                return []
+        claimed: list[Row[Any]] = []
+        if limit:
+            with self._app.app_context():
+                try:
+                    claimed = list(outbox.claim(limit))
+                except SQLAlchemyError as error:
+                    if self._available:  # log changes, not every look
+                        log.warning("mail_outbox_unavailable", reason=type(error).__name__)
+                    self._available = False
+                else:
+                    self._available = True
+        return claimed
 
     def _send(self, mail: Row[Any]) -> None:
         """Try one email, and store the outcome."""
-        with self._app.app_context():
-            about = {"mail": mail.id, "mail_kind": mail.kind, "tries": mail.tries}
+        try:
+            with self._app.app_context():
+                self._try(mail)
+        finally:
+            self._finished.put(None)
+
+    def _try(self, mail: Row[Any]) -> None:
+        about = {"mail": mail.id, "mail_kind": mail.kind, "tries": mail.tries}
+        try:
             try:
-                try:
-                    outgoing = self._compose(mail)
-                    if outgoing:
-                        self._transport.send(*outgoing)
-                except Exception as error:  # noqa: BLE001  # whatever it is, the email is kept
-                    db.session.rollback()
-                    reason = transport.describe(error)
-                    permanent = isinstance(error, Rejected)
-                    dead = outbox.postpone(mail, reason, permanent=permanent)
-                    log.warning("mail_failed", **about, dead=dead, reason=reason)
-                else:
-                    outbox.delete_sent(mail.id)
-                    log.info("mail_sent" if outgoing else "mail_dropped", **about)
-            except SQLAlchemyError as error:
-                # The claim expires, and the email is tried again.
-                log.warning("mail_outbox_unavailable", **about, reason=type(error).__name__)
+                outgoing = self._compose(mail)
+                if outgoing:
+                    self._transport.send(*outgoing)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the email is kept
+                db.session.rollback()
+                reason = transport.describe(error)
+                permanent = isinstance(error, Rejected)
+                dead = outbox.postpone(mail, reason, permanent=permanent)
+                log.warning("mail_failed", **about, dead=dead, reason=reason)
+            else:
+                outbox.delete_sent(mail.id)
+                log.info("mail_sent" if outgoing else "mail_dropped", **about)
+        except SQLAlchemyError as error:
+            # The claim expires, and the email is tried again.
+            log.warning("mail_outbox_unavailable", **about, reason=type(error).__name__)
 
 
 def start(app: Flask, compose: Compose) -> None:
-    """Send the emails of `app` in a thread of this process, unless MAIL_SENDER is off.
+    """Send the emails of `app` in a thread of this process, if emails can be sent.
 
     When the main thread ends, emails that are being sent are finished first.
     """
     channel = transport.of(app)
-    if channel and app.config["MAIL_SENDER"]:
-        main = threading.main_thread()
+    if channel:
         sender = Sender(app, channel, compose)
-        threading.Thread(
-            target=sender.run, args=(lambda: not main.is_alive(),), name="mail"
-        ).start()
+        threading.Thread(target=sender.run, args=(_main_thread_ends,), name="mail").start()
+
+
+def _main_thread_ends(seconds: float) -> bool:
+    """Wait at most `seconds` for the main thread to end; return whether it has ended."""
+    main = threading.main_thread()
+    main.join(seconds)
+    return not main.is_alive()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -18,12 +18,13 @@ STEP_TIMEOUT = 10  # seconds to connect, and to wait for a part of a response
 SEND_TIMEOUT = 30  # seconds for everything, however slowly the server responds
 SHUTDOWN_INTERVAL = 0.1  # seconds
 SUBMISSION_PORT, SUBMISSIONS_PORT = 587, 465  # RFC 6409, RFC 8314
+GREETING = 220  # RFC 5321, 4.2.3: the server is ready
 
 log = structlog.get_logger()
 
 
 class Rejected(Exception):
-    """The mail server refuses this email for good (a 5xx response, RFC 5321, 4.2.1)."""
+    """The email can never be sent, as after a 5xx response (RFC 5321, 4.2.1)."""
 
 
 class Transport(Protocol):
@@ -74,9 +75,9 @@ class SmtpTransport:
                 smtp.send_message(message)
             except smtplib.SMTPRecipientsRefused as error:
                 ((code, text),) = error.recipients.values()
-                _refuse(code, text, error)
-            except smtplib.SMTPResponseException as error:
-                _refuse(error.smtp_code, error.smtp_error, error)
+                raise _refusal(code, text) from None
+            except smtplib.SMTPDataError as error:
+                raise _refusal(error.smtp_code, error.smtp_error) from None
 
     def check(self) -> None:
         """Connect and authenticate, and send nothing; raise what `send` would raise."""
@@ -97,10 +98,12 @@ class SmtpTransport:
         # The name in the certificate. smtplib sets it only if its constructor connects, which
         # would leave nothing to shut down.
         smtp._host = self._host
-        done = threading.Event()
-        threading.Thread(target=_shut_down_late, args=(smtp, done), daemon=True).start()
+        done, late = threading.Event(), threading.Event()
+        threading.Thread(target=_shut_down_late, args=(smtp, done, late), daemon=True).start()
         try:
-            smtp.connect(self._host, self._port)
+            code, text = smtp.connect(self._host, self._port)
+            if code != GREETING:
+                raise smtplib.SMTPConnectError(code, text)
             if self._starttls:
                 smtp.starttls(context=tls)
             if self._user:
@@ -109,20 +112,31 @@ class SmtpTransport:
             # The message is sent, so that an error from here on does not matter.
             with contextlib.suppress(smtplib.SMTPException, OSError):
                 smtp.quit()
+        except Exception:
+            if late.is_set():  # the error comes from the end of the connection
+                raise TimeoutError(f"not sent in {SEND_TIMEOUT} s") from None
+            raise
         finally:
             done.set()
             smtp.close()
 
 
-def _refuse(code: int, text: bytes | str, error: Exception) -> NoReturn:
-    """Raise Rejected for a permanent error, and `error` for a transient one."""
+def _refusal(code: int, text: bytes | str) -> Exception:
+    """Return the error for a recipient or a message that the server refuses.
+
+    Other refusals, such as that of the sender, are about the settings and not about this email:
+    none of them is permanent.
+    """
     if 500 <= code < 600:
-        reason = text.decode(errors="replace") if isinstance(text, bytes) else text
-        raise Rejected(f"{code} {reason}") from None
-    raise error
+        return Rejected(_in_words(code, text))
+    return smtplib.SMTPResponseException(code, text)
 
 
-def _shut_down_late(smtp: smtplib.SMTP, done: threading.Event) -> None:
+def _in_words(code: int, text: bytes | str) -> str:
+    return f"{code} {text.decode(errors='replace') if isinstance(text, bytes) else text}"
+
+
+def _shut_down_late(smtp: smtplib.SMTP, done: threading.Event, late: threading.Event) -> None:
     """Shut down a connection on which a message is not sent after SEND_TIMEOUT.
 
     The timeout of a socket is that of one read: a server that sends a byte a second never reaches
@@ -130,6 +144,7 @@ def _shut_down_late(smtp: smtplib.SMTP, done: threading.Event) -> None:
     """
     if done.wait(SEND_TIMEOUT):
         return
+    late.set()
     while not done.wait(SHUTDOWN_INTERVAL):
         # STARTTLS replaces the socket.
         with contextlib.suppress(OSError):
@@ -139,10 +154,16 @@ def _shut_down_late(smtp: smtplib.SMTP, done: threading.Event) -> None:
 
 def describe(error: Exception) -> str:
     """Return the reason why an email was not sent, in one line without secrets."""
-    if isinstance(error, smtplib.SMTPAuthenticationError):
-        # A server may repeat the credentials in its response.
-        return f"{error.smtp_code} the mail server refused user and password"
-    text = f"{type(error).__name__}: {error}" if not isinstance(error, Rejected) else str(error)
+    match error:
+        case smtplib.SMTPAuthenticationError():
+            # A server may repeat the credentials in its response.
+            text = f"{error.smtp_code} the mail server refused user and password"
+        case smtplib.SMTPResponseException():
+            text = _in_words(error.smtp_code, error.smtp_error)
+        case Rejected():
+            text = str(error)
+        case _:
+            text = f"{type(error).__name__}: {error}"
     return "".join(char if char.isprintable() else " " for char in text)
 
 

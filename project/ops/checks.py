@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from flask import Config, Flask, current_app
 from sqlalchemy import Connection, Engine, text
@@ -23,6 +24,8 @@ from project.config import DAY, strong_key
 from project.errors import ConfigurationError
 from project.extensions import db
 from project.lib import database, hashing
+from project.mail import outbox
+from project.mail.transport import SmtpTransport, describe
 
 # OWASP's Password Storage Cheat Sheet: a cost of at least 10, and less than a second.
 MIN_ROUNDS = 10
@@ -93,6 +96,7 @@ def examine(app: Flask) -> Iterator[Finding]:
     yield _password_length(app.config)
     rounds = app.config["BCRYPT_LOG_ROUNDS"]
     yield hash_cost(rounds, hashing.seconds(rounds))
+    yield from _mail(app.config)
     yield from _database(app.config)
 
 
@@ -211,6 +215,49 @@ def _password_length(config: Config) -> Finding:
     return ok(f"{setting} new passwords are long enough.")
 
 
+def _mail(config: Config) -> Iterator[Finding]:
+    """Check the settings of email, and log in to the mail server."""
+    url = config["SMTP_URL"]
+    if not url:
+        missing = "SMTP_URL is not set, so no emails can be sent"
+        if config["EMAIL_VERIFICATION"] == "required":
+            yield wrong(
+                f"{missing}, and EMAIL_VERIFICATION=required: new users can never confirm their"
+                " address, nor log in. Set SMTP_URL, MAIL_FROM and LINK_BASE_URL."
+            )
+        else:
+            yield note(
+                f"{missing}: users cannot reset a forgotten password or confirm an address, admins"
+                " cannot invite, and users are not told of security events."
+            )
+        return
+    server = urlsplit(url)
+    base = urlsplit(config["LINK_BASE_URL"])
+    if base.scheme == "http" and not _is_loopback(str(base.hostname)):
+        yield wrong(
+            "LINK_BASE_URL starts with http://: an attacker in the network can replace the page"
+            " that users of links enter new passwords on. Use https://."
+        )
+    if server.scheme == "smtp" and not server.query and not _is_loopback(str(server.hostname)):
+        sent = "the user, the password and every link" if server.username else "every link"
+        plain = f"SMTP_URL starts with smtp:// without ?starttls: {sent} can be read in the network"
+        secure = "Add ?starttls, or use smtps://."
+        yield (wrong if server.username else note)(f"{plain}. {secure}")
+    try:
+        SmtpTransport(url).check()
+    except Exception as error:  # noqa: BLE001  # whatever it is, no email can be sent
+        yield wrong(f"The mail server of SMTP_URL cannot be used: {describe(error)}")
+    else:
+        yield ok("The mail server of SMTP_URL can be reached, and accepts the user and password.")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def hash_cost(rounds: int, seconds: float) -> Finding:
     """Check the cost of hashes, given the seconds that one takes on this machine."""
     best = max(MIN_ROUNDS, rounds + math.floor(math.log2(GOOD_HASH_SECONDS / seconds)))
@@ -261,7 +308,10 @@ def _database(config: Config) -> Iterator[Finding]:
         yield wrong(f"There is no file {missing}: {_MIGRATE}.")
         return
     try:
-        yield _schema(database.schema(engine))
+        schema = database.schema(engine)
+        yield _schema(schema)
+        if schema in database.USABLE:
+            yield from _outbox()
         if engine.dialect.name == "sqlite":
             yield ok("There is one clock: SQLite uses that of this machine.")
         else:
@@ -270,6 +320,18 @@ def _database(config: Config) -> Iterator[Finding]:
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         yield wrong(f"The database cannot be used: {reason}")
+
+
+def _outbox() -> Iterator[Finding]:
+    """Report the emails that wait or were given up."""
+    counts = outbox.counts()
+    if counts.dead:
+        yield note(
+            f"Emails that were given up: {counts.dead}. python manage.py mails lists them with the"
+            " error, and with --retry lets them be tried again."
+        )
+    if counts.waiting:
+        yield note(f"Emails that wait to be sent: {counts.waiting}.")
 
 
 _MIGRATE = "python manage.py db upgrade creates the tables, and serve runs it at its start"

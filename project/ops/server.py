@@ -28,7 +28,7 @@ def serve() -> None:
             sys.exit(f"METRICS_PORT and GRANIAN_PORT are both {port}.")
         environment[metrics.DIRECTORY] = str(metrics.new_directory(f"{SERVICE_NAME}-metrics-"))
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
-    os.execve(sys.executable, [*command, "project:create_app"], environment)
+    os.execve(sys.executable, [*command, "project:create_server"], environment)
 
 
 def _defaults() -> dict[str, str]:

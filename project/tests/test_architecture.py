@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"clock", "config", "errors", "extensions", "ids"},
     {"lib"},
     {"models"},
-    {"tokens"},
+    {"tokens", "mail"},
     {"accounts"},
     {"api", "ops"},
     {""},

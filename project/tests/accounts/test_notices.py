@@ -3,9 +3,11 @@
 from typing import Any, ClassVar
 from unittest import mock
 
-from project import db
+from sqlalchemy import update
+
+from project import clock, db
 from project.accounts import administration, rate_limits
-from project.models import User
+from project.models import Mail, User
 from project.tests.accounts.mail_case import MailTestCase, body_of
 from project.tests.base import bearer
 from project.tests.rows import ORIGIN, add_user, start_session, stored_events, stored_mails
@@ -119,6 +121,19 @@ class TestNotices(NoticesTestCase):
         response = self.client.delete("/auth/account", json=body, headers=own)
         self.assertEqual(200, response.status_code)
         self.assertEqual([], self.send_mail())
+
+    def test_deleted_with_emails(self) -> None:
+        """A deletion removes the emails to the user that were given up, and no others."""
+        for address in ("ada@test.com", "bob@test.com"):
+            self.post("/auth/password/forgot", email=address)
+        db.session.execute(update(Mail).values(failed_at=clock.utcnow()))
+        db.session.commit()
+
+        headers = bearer(self.admin.auth_token)
+        self.client.delete(f"/users/{self.user.id}", headers=headers)
+
+        left = [(mail["kind"], mail["address"]) for mail in stored_mails()]
+        self.assertEqual([("reset", "bob@test.com"), ("account_deleted", "ada@test.com")], left)
 
     def test_same_transaction(self) -> None:
         """An act that is rolled back causes neither an event nor an email."""

@@ -262,6 +262,24 @@ class TestDocument(BaseTestCase):
         }
         self.assertEqual(sorted(codes), sorted(documented))
 
+    def test_accepted(self) -> None:
+        """A registration and a change answer 202 only with settings that cause it."""
+        answers = [("POST /auth/register", "201"), ("PATCH /users/{user_id}", "200")]
+        for settings, expected in (
+            ({}, (False, False)),
+            ({"SMTP_URL": "smtp://127.0.0.1"}, (False, True)),
+            ({"EMAIL_VERIFICATION": "optional"}, (False, True)),
+            ({"EMAIL_VERIFICATION": "required"}, (True, True)),
+        ):
+            with self.subTest(settings):
+                self.app.config.update({"SMTP_URL": None, "EMAIL_VERIFICATION": "off"} | settings)
+                paths = openapi.describe(self.app)["paths"]
+                for (name, usual), can in zip(answers, expected, strict=True):
+                    method, path = name.split()
+                    responses = paths[path][method.lower()]["responses"]
+                    self.assertIn(usual, responses)
+                    self.assertEqual(can, "202" in responses)
+
     def test_tags(self) -> None:
         """Every operation has one tag, which has a description."""
         described = {tag["name"] for tag in self.described()["tags"] if tag["description"]}

@@ -1,0 +1,173 @@
+"""Sender processes: several at once, one that is killed, the commands and the server."""
+
+import http.client
+import signal
+import subprocess
+import sys
+import time
+import unittest
+from collections import Counter
+
+from sqlalchemy import create_engine, text
+
+from project.config import database_url
+from project.tests import scratch
+from project.tests.mail.servers import MAIL, MailServer, certificate
+from project.tests.scratch import ON_POSTGRESQL, Service
+
+TIMEOUT = 60  # seconds
+NUMBER = 2_000 if ON_POSTGRESQL else 50
+
+
+class TestSenders(unittest.TestCase):
+    """Processes on a database of their own, and a mail server with TLS."""
+
+    def setUp(self) -> None:
+        """Start the mail server, and migrate the database."""
+        self.url = self.enterContext(scratch.database())
+        self.server = self.enterContext(MailServer())
+        self.settings = {
+            "APP_SETTINGS": "project.config.ProductionConfig",
+            "SECRET_KEY": "0123456789abcdef" * 2,
+            "DATABASE_URL": self.url,
+            "SMTP_URL": self.server.url,
+            "SSL_CERT_FILE": certificate()[0],
+            **MAIL,
+        }
+        self.assertEqual(0, scratch.manage("db", "upgrade", **self.settings).returncode)
+
+    def execute(self, statement: str) -> list[tuple[object, ...]]:
+        """Execute a statement, and return its rows if it has any."""
+        engine = create_engine(database_url(self.url))
+        try:
+            with engine.begin() as connection:
+                result = connection.execute(text(statement))
+                return [tuple(row) for row in result] if result.returns_rows else []
+        finally:
+            engine.dispose()
+
+    def add(self, number: int) -> None:
+        """Add emails to user1@test.com and so on."""
+        self.execute(
+            "INSERT INTO mails (kind, address, parameters, language, created_at, next_try_at,"  # noqa: S608
+            " tries, error) WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1"
+            f" FROM numbers WHERE n < {number}) SELECT 'account_deleted', 'user' || n || '@test.com', '{{}}',"
+            " 'en', '2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00', 0, '' FROM numbers"
+        )
+
+    def waiting(self) -> int:
+        """Return the number of rows in the outbox."""
+        return int(str(self.execute("SELECT count(*) FROM mails")[0][0]))
+
+    def wait_until_received(self, number: int) -> None:
+        """Wait until the mail server has this many emails."""
+        deadline = time.monotonic() + TIMEOUT
+        while len(self.server.received) < number:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+    def start_sender(self) -> "subprocess.Popen[bytes]":
+        """Start `manage.py send_mail`."""
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "send_mail"],
+            cwd=scratch.ROOT,
+            env=scratch.settings(**self.settings),
+            stderr=subprocess.DEVNULL,
+        )
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
+
+    def test_one_is_killed(self) -> None:
+        """With three senders, one of them killed, each email arrives, at most 1 % of them twice."""
+        self.add(NUMBER)
+        senders = [self.start_sender() for _ in range(3)]
+        self.wait_until_received(NUMBER // 4)
+        senders[0].kill()
+        senders[0].wait()
+        ((latest,),) = self.execute("SELECT max(claimed_until) FROM mails")
+        self.wait_until_received(NUMBER - 16)
+        deadline = time.monotonic() + TIMEOUT
+        while self.waiting():
+            self.assertLess(time.monotonic(), deadline)
+            # The claims of the killed sender expire. The others' of that time are long done with.
+            self.execute(
+                "UPDATE mails SET claimed_until = '2026-01-01 00:00:00+00:00'"  # noqa: S608
+                f" WHERE claimed_until <= '{latest}'"
+            )
+            time.sleep(0.1)
+        for sender in senders[1:]:
+            sender.send_signal(signal.SIGTERM)
+            self.assertEqual(0, sender.wait(10))
+
+        counts = Counter(address for address, _ in self.server.received)
+        self.assertEqual({f"user{number}@test.com" for number in range(1, NUMBER + 1)}, set(counts))
+        twice = sum(count - 1 for count in counts.values())
+        self.assertLessEqual(twice, max(NUMBER // 100, 16 if NUMBER < 1_600 else 0))
+
+    def test_commands(self) -> None:
+        """send_mail --once sends, mails lists, and mails --retry revives; neither has a secret."""
+        self.add(2)
+        self.server.responses = {"user1@test.com": "550 no mailbox"}
+        sent = scratch.manage("send_mail", "--once", **self.settings)
+        self.assertEqual(0, sent.returncode, sent.stderr)
+        self.assertEqual(["user2@test.com"], [address for address, _ in self.server.received])
+
+        listed = scratch.manage("mails", **self.settings).stdout
+        self.assertRegex(listed, r"account_deleted +user1@test.com .* given up +550 no mailbox\n")
+        self.assertIn("Waiting: 0; given up: 1.", listed)
+        self.assertIn("given up: 1.", scratch.manage("check", **self.settings).stdout)
+
+        self.server.responses = {}
+        self.assertIn("again: 1.", scratch.manage("mails", "--retry", **self.settings).stdout)
+        scratch.manage("send_mail", "--once", **self.settings)
+        self.assertEqual(0, self.waiting())
+        printed = scratch.manage("check", **self.settings).stdout
+        self.assertIn("ok     The mail server of SMTP_URL can be reached", printed)
+        self.assertNotIn("sesame", printed + sent.stderr + listed)
+
+    def test_not_configured(self) -> None:
+        """Without SMTP_URL send_mail ends with a line."""
+        result = scratch.manage("send_mail", **self.settings | {"SMTP_URL": ""})
+
+        self.assertEqual((1, 1), (result.returncode, len(result.stderr.splitlines())))
+        self.assertIn("SMTP_URL is not set", result.stderr)
+
+    def serve(self, **environment: str) -> Service:
+        """Start the server with these settings and those of mail."""
+        mail = {name: self.settings[name] for name in ("SMTP_URL", "SSL_CERT_FILE", *MAIL)}
+        return self.enterContext(Service(self.url, **mail, **environment))
+
+    def test_server(self) -> None:
+        """A worker sends, shows the outbox in the metrics, and ends in time when it is idle."""
+        port = scratch.free_port()
+        service = self.serve(METRICS_PORT=str(port))
+        self.add(1)
+        self.wait_until_received(1)
+        deadline = time.monotonic() + TIMEOUT
+        while self.waiting():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/metrics")
+        metrics = connection.getresponse().read().decode()
+        connection.close()
+        self.assertIn("\nusers_mails_waiting 0.0\n", metrics)
+        self.assertIn("\nusers_mails_dead 0.0\n", metrics)
+
+        started = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        self.assertEqual(0, service.process.wait(15))
+        self.assertLess(time.monotonic() - started, 5)
+        service.stop()
+        self.assertIn('"mail_sent"', service.log)
+        self.assertNotIn("sesame", service.log)
+
+    def test_server_without_sender(self) -> None:
+        """With MAIL_SENDER=false the server sends nothing, and send_mail does."""
+        self.serve(MAIL_SENDER="false")
+        self.add(1)
+        self.assertEqual([], self.server.received)
+        scratch.manage("send_mail", "--once", MAIL_SENDER="false", **self.settings)
+        self.assertEqual(1, len(self.server.received))
