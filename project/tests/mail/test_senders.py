@@ -16,6 +16,7 @@ from project.tests.mail.servers import MAIL, MailServer, certificate
 from project.tests.scratch import ON_POSTGRESQL, Service
 
 TIMEOUT = 60  # seconds
+PAST = "2026-01-01 00:00:00+00:00"
 NUMBER = 2_000 if ON_POSTGRESQL else 50
 
 
@@ -51,8 +52,8 @@ class TestSenders(unittest.TestCase):
         self.execute(
             "INSERT INTO mails (kind, address, parameters, language, created_at, next_try_at,"  # noqa: S608
             " tries, error) WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1"
-            f" FROM numbers WHERE n < {number}) SELECT 'account_deleted', 'user' || n || '@test.com', '{{}}',"
-            " 'en', '2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00', 0, '' FROM numbers"
+            f" FROM numbers WHERE n < {number}) SELECT 'account_deleted',"
+            f" 'user' || n || '@test.com', '{{}}', 'en', '{PAST}', '{PAST}', 0, '' FROM numbers"
         )
 
     def waiting(self) -> int:
