@@ -24,7 +24,8 @@ def request_reset(email: str, origin: audit.Origin) -> None:
 def reset_password(token: str, new_password: str, origin: audit.Origin) -> None:
     """Give the user of a link a new password; their email counts as verified from now on.
 
-    All sessions of the user are ended, and a pause of the account is lifted. Raise LinkInvalid;
+    All sessions of the user are ended, and a pause of the account is lifted. The user is known at
+    this address from now on, as after a login. Raise LinkInvalid;
     InvalidPayload for a weak password, after which the link still works.
     """
     user, _ = links.user_of(Purpose.RESET, token)
@@ -34,5 +35,6 @@ def reset_password(token: str, new_password: str, origin: audit.Origin) -> None:
         raise errors.LinkInvalid
     ended = sessions.end_all(user.id)
     rate_limits.lift_pause(user.email)
+    rate_limits.limits().remember(user.email, origin.ip)
     audit.record(audit.Kind.PASSWORD_RESET, origin, user_id=user.id, sessions=ended)
     mails.notify(mails.Kind.PASSWORD_CHANGED, user.email, origin, user_id=user.id)

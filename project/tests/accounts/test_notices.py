@@ -71,6 +71,21 @@ class TestNotices(NoticesTestCase):
 
         self.assertEqual([], self.send_mail())
 
+    def test_network_of_a_link(self) -> None:
+        """The network from which a user confirms their email or resets the password is known."""
+        self.app.config["EMAIL_VERIFICATION"] = "required"
+        body = {"username": "bob", "email": "bob@test.com", "password": "test"}
+        self.post("/auth/register", **body)
+        self.post("/auth/verify", token=self.receive("verify", "bob@test.com"))
+        self.assertEqual(200, self.log_in_status("test", "bob@test.com"))
+        self.post("/auth/password/forgot", email="ada@test.com")
+        token = self.receive("reset")
+        self.post("/auth/password/reset", token=token, new_password="another")
+        self.send_mail()  # that the password was changed
+        self.assertEqual(200, self.log_in_status("another"))
+
+        self.assertEqual([], self.send_mail())
+
     def test_nothing_is_known(self) -> None:
         """With KNOWN_ADDRESS_DAYS=0 no network is ever known, and users are not told of logins."""
         self.app.config["KNOWN_ADDRESS_DAYS"] = 0
