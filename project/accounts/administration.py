@@ -108,7 +108,7 @@ def change(
     _record(different, ended, account.about)
     account.attempt.succeed()
     if to_confirm:
-        verification.request_change(user_id, to_confirm, origin)
+        verification.request_change(before, to_confirm, origin)
     if after.email != before.email:
         rate_limits.rename(before.email, after.email)
         mails.notify(mails.Kind.EMAIL_CHANGED, before.email, origin, user_id=user_id)

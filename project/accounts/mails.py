@@ -106,7 +106,9 @@ def _link(mail: Row[Any]) -> Link | None:
                 return links.for_user(Purpose.VERIFY, user, config["VERIFICATION_LINK_SECONDS"])
         case Kind.EMAIL:
             user = links.user_by_id(mail.user_id)
-            if user and user.active and user.email != mail.address:
+            # An attacker's request from before a reset must not get a link that is valid after it.
+            state = mail.parameters["state"]
+            if user and user.active and links.is_state_of_change(state, user, mail.address):
                 seconds = config["EMAIL_LINK_SECONDS"]
                 return links.for_user(Purpose.EMAIL, user, seconds, mail.address)
         case Kind.INVITATION:

@@ -3,8 +3,10 @@
 Functions here write and may flush. The caller commits.
 """
 
+from typing import Any
+
 from flask import current_app
-from sqlalchemy import update
+from sqlalchemy import Row, update
 from sqlalchemy.exc import IntegrityError
 
 from project import errors
@@ -52,10 +54,14 @@ def verify(token: str, origin: audit.Origin) -> None:
     audit.record(audit.Kind.EMAIL_VERIFIED, origin, user_id=user.id)
 
 
-def request_change(user_id: int, email: str, origin: audit.Origin) -> None:
-    """Send a link to the new email of a user, who has confirmed the act with their password."""
-    mails.add(mails.Kind.EMAIL, email, origin, user_id=user_id)
-    audit.record(audit.Kind.EMAIL_CHANGE_REQUESTED, origin, user_id=user_id)
+def request_change(user: Row[Any], email: str, origin: audit.Origin) -> None:
+    """Send a link to the new email of a user, who has confirmed the act with their password.
+
+    No link is sent if the account changes before the email is sent.
+    """
+    state = links.state_of_change(user, email)
+    mails.add(mails.Kind.EMAIL, email, origin, user_id=user.id, state=state)
+    audit.record(audit.Kind.EMAIL_CHANGE_REQUESTED, origin, user_id=user.id)
 
 
 def confirm_change(token: str, origin: audit.Origin) -> None:

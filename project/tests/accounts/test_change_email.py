@@ -118,6 +118,17 @@ class TestChange(ChangeEmailTestCase):
 
         self.assert_link_invalid(CONFIRM, token)
 
+    def test_password_change_before_sending(self) -> None:
+        """No link is sent for a request from before a change of the password.
+
+        The server of an attacker may have refused the email until after the change.
+        """
+        self.request()
+        body = {"current_password": "test", "new_password": "another"}
+        self.assertEqual(200, self.post("/auth/password", self.token, **body).status_code)
+
+        self.assertEqual(["ada@test.com"], [message["To"] for message in self.send_mail()])
+
     def test_other_purpose(self) -> None:
         """A link for a change verifies nothing and resets no password."""
         token = self.new_link()
