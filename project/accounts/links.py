@@ -75,7 +75,7 @@ def _link(
     )
     token = links.encode(purpose, claims, key=key)
     base = current_app.config["LINK_BASE_URL"]
-    return Link(f"{base}/#/{purpose}?token={token}", seconds // 60)
+    return Link(f"{base}/#/{purpose}?token={token}", round(seconds / 60))
 
 
 def user_of(purpose: Purpose, token: str) -> tuple[Row[Any], str | None]:

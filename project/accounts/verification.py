@@ -27,7 +27,7 @@ def is_required() -> bool:
     return bool(current_app.config["EMAIL_VERIFICATION"] == "required")
 
 
-def of_changes() -> bool:
+def changes_are_confirmed() -> bool:
     """Return whether users have to confirm a new email before it replaces the old one."""
     return is_on() or bool(current_app.config["SMTP_URL"])
 
@@ -37,7 +37,7 @@ def request(email: str, origin: audit.Origin) -> None:
 
     Raise MailNotConfigured; TooManyAttempts.
     """
-    mails.reserve(mails.Kind.VERIFY, email, origin)
+    mails.count_request(mails.Kind.VERIFY, email, origin)
     mails.add(mails.Kind.VERIFY, email, origin)
 
 
