@@ -13,6 +13,7 @@ from unittest import mock
 
 from sqlalchemy import make_url, text
 
+from bench.mailserver import CREDENTIALS, PASSWORD, MailServer, certificate
 from project import clock, create_app, db
 from project.lib import hashing
 from project.mail import outbox
@@ -20,7 +21,7 @@ from project.ops import checks
 from project.ops.checks import Finding, Server, Verdict
 from project.tests import scratch
 from project.tests.lib.cases import ScratchTestCase
-from project.tests.mail.servers import CREDENTIALS, MAIL, PASSWORD, MailServer, certificate
+from project.tests.mail.servers import MAIL
 from project.tests.scratch import ON_POSTGRESQL
 
 KEY, OTHER = secrets.token_hex(32), secrets.token_hex(32)
