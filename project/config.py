@@ -185,7 +185,7 @@ def _smtp_url(text: str) -> str:
         raise ValueError("has a path; percent-encode special characters in user and password")
     if url.query not in ({"", "starttls"} if url.scheme == "smtp" else {""}):
         raise ValueError("has an unknown option; smtp:// takes ?starttls, and smtps:// takes none")
-    if (url.username is None) != (url.password is None):
+    if bool(url.username) != bool(url.password):
         raise ValueError("has a user without a password, or a password without a user")
     if not unquote(f"{url.username}{url.password}").isascii():
         raise ValueError("has a character in user or password that is not ASCII")

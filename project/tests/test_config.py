@@ -400,6 +400,144 @@ class TestEnvironment(ConfigTestCase):
         )
 
 
+class TestMail(ConfigTestCase):
+    """The settings of email."""
+
+    mail = PRODUCTION | {
+        "SMTP_URL": "smtp://relay:sesame@mail.example:587?starttls",
+        "MAIL_FROM": "Example <users@app.example>",
+        "LINK_BASE_URL": "https://app.example/account/",
+    }
+
+    def test_good(self) -> None:
+        """Every form of SMTP_URL is accepted; LINK_BASE_URL loses the slash at its end."""
+        for url in (
+            "smtp://mail.example",
+            "smtp://mail.example:2525",
+            "smtp://[::1]:25",
+            "smtp://relay:p%40ss%3A%2F@mail.example?starttls",
+            "smtps://relay:sesame@mail.example",
+            "smtps://relay:sesame@mail.example:465",
+        ):
+            with self.subTest(url):
+                config = ProductionConfig.from_environment(self.mail | {"SMTP_URL": url})
+
+                self.assertEqual(url, config.SMTP_URL)
+                self.assertEqual("https://app.example/account", config.LINK_BASE_URL)
+
+    def test_defaults(self) -> None:
+        """By default no email is sent, and no address has to be confirmed."""
+        config = ProductionConfig.from_environment(PRODUCTION)
+
+        self.assertEqual((None, None), (config.SMTP_URL, config.MAIL_FROM))
+        self.assertEqual("off", config.EMAIL_VERIFICATION)
+        self.assertEqual((True, True), (config.SECURITY_NOTICES, config.MAIL_SENDER))
+        lifetimes = (
+            config.RESET_LINK_SECONDS,
+            config.EMAIL_LINK_SECONDS,
+            config.VERIFICATION_LINK_SECONDS,
+            config.INVITATION_LINK_SECONDS,
+        )
+        self.assertEqual((1_800, 7_200, 86_400, 604_800), lifetimes)
+
+    def test_mail_server(self) -> None:
+        """Any other SMTP_URL is refused, and neither the URL nor the password is shown."""
+        for url in (
+            "sesame",
+            "mail.example:587",
+            "http://relay:sesame@mail.example",
+            "smtp://?starttls",
+            "smtp://relay:sesame@:587",
+            "smtp://relay:sesame@mail.example:port",
+            "smtp://relay:sesame@mail.example:65536",
+            "smtp://relay:sesame@mail.example/path",
+            "smtp://relay:sesame@mail.example#fragment",
+            "smtp://relay:sesame@mail.example?tls",
+            "smtp://relay:sesame@mail.example?starttls=1",
+            "smtps://relay:sesame@mail.example?starttls",
+            "smtp://relay@mail.example",
+            "smtp://:sesame@mail.example",
+            "smtp://relay:@mail.example",
+            "smtp://relay:sesame%C3%A9@mail.example",
+            "smtp://relay:ses/ame@mail.example",
+            "smtp://[relay:sesame@mail.example",
+        ):
+            for config in (ProductionConfig, DevelopmentConfig, TestingConfig):
+                with self.subTest(url, config=config.__name__):
+                    line = self.assert_refused(config, self.mail | {"SMTP_URL": url}, "SMTP_URL")
+
+                    for secret in ("sesame", "ses/ame", "relay", url):
+                        self.assertNotIn(secret, line)
+
+    def test_wrong_values(self) -> None:
+        """An invalid value of another setting is refused with its name and the value."""
+        with tempfile.NamedTemporaryFile() as file:
+            for name, values in {
+                "MAIL_FROM": (
+                    "users",
+                    "users@",
+                    "@app.example",
+                    "Example <users>",
+                    "Example <users@app.example>\r\nBcc: eve@test.com",
+                    "Exa\nmple <users@app.example>",
+                ),
+                "LINK_BASE_URL": (
+                    "app.example",
+                    "//app.example",
+                    "https://",
+                    "ftp://app.example",
+                    "javascript:alert(1)",
+                    "https://app.example/?page",
+                    "https://app.example/#/account",
+                ),
+                "MAIL_TEMPLATES": ("/nowhere", file.name),
+                "MAIL_SENDER": ("perhaps",),
+                "EMAIL_VERIFICATION": ("on", "true", "Required", "optional "),
+                "SECURITY_NOTICES": ("perhaps",),
+                "RESET_LINK_SECONDS": ("59", "0", "-1", "31622401", "30 minutes"),
+                "EMAIL_LINK_SECONDS": ("59", "31622401", "2h"),
+                "VERIFICATION_LINK_SECONDS": ("59", "31622401", "1.5"),
+                "INVITATION_LINK_SECONDS": ("59", "31622401", "a week"),
+            }.items():
+                for value in values:
+                    with self.subTest(name, value=value):
+                        line = self.assert_refused(
+                            ProductionConfig, self.mail | {name: value}, f"{name}={value!r}: "
+                        )
+
+                        self.assertNotIn("sesame", line)
+                        self.assertNotIn(";", line)
+
+    def test_bounds(self) -> None:
+        """A link may live a minute to 366 days."""
+        for name in (
+            "RESET_LINK_SECONDS",
+            "EMAIL_LINK_SECONDS",
+            "VERIFICATION_LINK_SECONDS",
+            "INVITATION_LINK_SECONDS",
+        ):
+            for seconds in (60, 366 * 86_400):
+                with self.subTest(name, seconds=seconds):
+                    config = ProductionConfig.from_environment(self.mail | {name: str(seconds)})
+
+                    self.assertEqual(seconds, getattr(config, name))
+
+    def test_incomplete(self) -> None:
+        """SMTP_URL needs a sender and the page that links lead to."""
+        for missing, words in (
+            ({"MAIL_FROM": ""}, "SMTP_URL needs MAIL_FROM too"),
+            ({"LINK_BASE_URL": ""}, "SMTP_URL needs LINK_BASE_URL too"),
+            (
+                {"MAIL_FROM": "", "LINK_BASE_URL": " "},
+                "SMTP_URL needs MAIL_FROM and LINK_BASE_URL too",
+            ),
+        ):
+            with self.subTest(words):
+                line = self.assert_refused(ProductionConfig, self.mail | missing, words)
+
+                self.assertEqual(f"Configuration error: {words}", line)
+
+
 class TestSecretKeyFallbacks(ConfigTestCase):
     """SECRET_KEY_FALLBACKS."""
 

@@ -7,18 +7,13 @@ from datetime import timedelta
 from email.message import EmailMessage
 from unittest import mock
 
+from bench.mailserver import CREDENTIALS, PASSWORD, MailServer
 from project import clock, db
 from project.accounts import mails
 from project.mail import outbox, rendering, transport
 from project.mail.sender import CONCURRENCY, Outgoing, Sender
 from project.tests.lib.log_capture import captured_log
-from project.tests.mail.servers import (
-    CREDENTIALS,
-    PASSWORD,
-    MailServer,
-    MailServerTestCase,
-    raw_server,
-)
+from project.tests.mail.servers import MailServerTestCase, raw_server
 
 
 class TestDelivery(MailServerTestCase):

@@ -7,17 +7,23 @@ import sys
 import time
 import unittest
 from collections import Counter
+from collections.abc import Callable
 
-from sqlalchemy import create_engine, text
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import create_engine, make_url, text
 
+from bench.mailserver import MailServer, certificate
+from bench.pgproxy import PostgresProxy
 from project.config import database_url
+from project.mail.sender import POLL_INTERVAL
 from project.tests import scratch
-from project.tests.mail.servers import MAIL, MailServer, certificate
+from project.tests.mail.servers import MAIL
 from project.tests.scratch import ON_POSTGRESQL, Service
 
 TIMEOUT = 60  # seconds
 PAST = "2026-01-01 00:00:00+00:00"
-NUMBER = 2_000 if ON_POSTGRESQL else 50
+NUMBER = 300 if ON_POSTGRESQL else 50
+MAX_TWICE = 16  # what a sender sends at once
 
 
 class TestSenders(unittest.TestCase):
@@ -60,12 +66,21 @@ class TestSenders(unittest.TestCase):
         """Return the number of rows in the outbox."""
         return int(str(self.execute("SELECT count(*) FROM mails")[0][0]))
 
-    def wait_until_received(self, number: int) -> None:
-        """Wait until the mail server has this many emails."""
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition is true."""
         deadline = time.monotonic() + TIMEOUT
-        while len(self.server.received) < number:
+        while not condition():
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
+
+    def wait_until_received(self, number: int) -> None:
+        """Wait until the mail server has this many emails."""
+        self.wait_until(lambda: len(self.server.received) >= number)
+
+    def assert_runs(self, process: "subprocess.Popen[bytes]") -> None:
+        """Check that a process still runs after a time in which a sender polls the outbox."""
+        with self.assertRaises(subprocess.TimeoutExpired):
+            process.wait(2 * POLL_INTERVAL)
 
     def start_sender(self) -> "subprocess.Popen[bytes]":
         """Start `manage.py send_mail`."""
@@ -80,14 +95,14 @@ class TestSenders(unittest.TestCase):
         return process
 
     def test_one_is_killed(self) -> None:
-        """With three senders, one of them killed, each email arrives, at most 1 % of them twice."""
+        """With three senders, one of them killed, each email arrives, and at most 16 twice."""
         self.add(NUMBER)
         senders = [self.start_sender() for _ in range(3)]
         self.wait_until_received(NUMBER // 4)
         senders[0].kill()
         senders[0].wait()
         ((latest,),) = self.execute("SELECT max(claimed_until) FROM mails")
-        self.wait_until_received(NUMBER - 16)
+        self.wait_until_received(NUMBER - MAX_TWICE)
         deadline = time.monotonic() + TIMEOUT
         while self.waiting():
             self.assertLess(time.monotonic(), deadline)
@@ -104,7 +119,7 @@ class TestSenders(unittest.TestCase):
         counts = Counter(address for address, _ in self.server.received)
         self.assertEqual({f"user{number}@test.com" for number in range(1, NUMBER + 1)}, set(counts))
         twice = sum(count - 1 for count in counts.values())
-        self.assertLessEqual(twice, max(NUMBER // 100, 16 if NUMBER < 1_600 else 0))
+        self.assertLessEqual(twice, MAX_TWICE)
 
     def test_commands(self) -> None:
         """send_mail --once sends, mails lists, and mails --retry revives; neither has a secret."""
@@ -134,10 +149,57 @@ class TestSenders(unittest.TestCase):
         self.assertEqual((1, 1), (result.returncode, len(result.stderr.splitlines())))
         self.assertIn("SMTP_URL is not set", result.stderr)
 
-    def serve(self, **environment: str) -> Service:
+    def serve(self, url: str | None = None, **environment: str) -> Service:
         """Start the server with these settings and those of mail."""
         mail = {name: self.settings[name] for name in ("SMTP_URL", "SSL_CERT_FILE", *MAIL)}
-        return self.enterContext(Service(self.url, **mail, **environment))
+        return self.enterContext(Service(url or self.url, **mail, **environment))
+
+    def test_terminated_sender(self) -> None:
+        """After SIGTERM during a send, send_mail finishes it and takes no other email."""
+        self.server.accepting.clear()
+        self.add(1)
+        sender = self.start_sender()
+        self.wait_until(lambda: len(self.server.arriving) == 1)
+        sender.send_signal(signal.SIGTERM)
+        self.assert_runs(sender)
+        self.add(1)
+        self.server.accepting.set()
+
+        self.assertEqual(0, sender.wait(15))
+        self.assertEqual(1, len(self.server.received))
+        self.assertEqual(1, self.waiting())
+
+    def test_terminated_server(self) -> None:
+        """After SIGTERM during a send, a worker of the server finishes it."""
+        service = self.serve()
+        self.server.accepting.clear()
+        self.add(1)
+        self.wait_until(lambda: len(self.server.arriving) == 1)
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_for_output("Stopping worker", times=2)
+        self.assert_runs(service.process)
+        self.server.accepting.set()
+
+        self.assertEqual(0, service.process.wait(15))
+        self.assertEqual(["user1@test.com"], self.server.arriving)
+        self.assertEqual(1, len(self.server.received))
+        self.assertEqual(0, self.waiting())
+
+    def metrics(self, port: int) -> dict[str, float]:
+        """Return the samples about emails in the response to Prometheus."""
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        self.assertEqual(200, response.status)
+        text = response.read().decode()
+        connection.close()
+        self.assertIn("users_pool_size", text)
+        return {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name.startswith("users_mails")
+        }
 
     def test_server(self) -> None:
         """A worker sends, shows the outbox in the metrics, and ends in time when it is idle."""
@@ -145,17 +207,8 @@ class TestSenders(unittest.TestCase):
         service = self.serve(METRICS_PORT=str(port))
         self.add(1)
         self.wait_until_received(1)
-        deadline = time.monotonic() + TIMEOUT
-        while self.waiting():
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.01)
-
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", "/metrics")
-        metrics = connection.getresponse().read().decode()
-        connection.close()
-        self.assertIn("\nusers_mails_waiting 0.0\n", metrics)
-        self.assertIn("\nusers_mails_dead 0.0\n", metrics)
+        self.wait_until(lambda: not self.waiting())
+        self.assertEqual({"users_mails_waiting": 0, "users_mails_dead": 0}, self.metrics(port))
 
         started = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
@@ -165,10 +218,36 @@ class TestSenders(unittest.TestCase):
         self.assertIn('"mail_sent"', service.log)
         self.assertNotIn("sesame", service.log)
 
+    @unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
+    def test_metrics_without_database(self) -> None:
+        """While the database is away, a scrape succeeds and has no numbers of emails."""
+        address = make_url(self.url)
+        proxy = self.enterContext(PostgresProxy(address.host or "127.0.0.1", address.port or 5432))
+        ours = address.set(host="127.0.0.1", port=proxy.port)
+        port = scratch.free_port()
+        self.add(3)
+        self.serve(
+            ours.render_as_string(hide_password=False), METRICS_PORT=str(port), MAIL_SENDER="false"
+        )
+        numbers = {"users_mails_waiting": 3.0, "users_mails_dead": 0.0}
+        self.assertEqual(numbers, self.metrics(port))
+
+        proxy.cut()
+        self.assertEqual({}, self.metrics(port))
+
+        proxy.restore()
+        self.wait_until(lambda: self.metrics(port) == numbers)
+
     def test_server_without_sender(self) -> None:
-        """With MAIL_SENDER=false the server sends nothing, and send_mail does."""
-        self.serve(MAIL_SENDER="false")
+        """With MAIL_SENDER=false the server connects to no mail server, and send_mail sends."""
         self.add(1)
-        self.assertEqual([], self.server.received)
+        service = self.serve(MAIL_SENDER="false")
+        self.assert_runs(service.process)
+        service.stop()
+        self.assertEqual(0, self.server.greetings)
+        self.assertEqual([(0, None)], self.execute("SELECT tries, claimed_until FROM mails"))
+
         scratch.manage("send_mail", "--once", MAIL_SENDER="false", **self.settings)
+        self.assertEqual(2, self.server.greetings)
         self.assertEqual(1, len(self.server.received))
+        self.assertEqual(0, self.waiting())

@@ -13,12 +13,15 @@ from unittest import mock
 
 from sqlalchemy import make_url, text
 
+from bench.mailserver import CREDENTIALS, PASSWORD, MailServer, certificate
 from project import clock, create_app, db
 from project.lib import hashing
+from project.mail import outbox
 from project.ops import checks
 from project.ops.checks import Finding, Server, Verdict
 from project.tests import scratch
 from project.tests.lib.cases import ScratchTestCase
+from project.tests.mail.servers import MAIL
 from project.tests.scratch import ON_POSTGRESQL
 
 KEY, OTHER = secrets.token_hex(32), secrets.token_hex(32)
@@ -136,8 +139,8 @@ class TestCommand(unittest.TestCase):
                 self.assertNotIn("sesame", "".join(lines))
 
 
-class TestFindings(ScratchTestCase):
-    """Each finding by itself."""
+class FindingsTestCase(ScratchTestCase):
+    """A test of the findings with some settings, on a database of its own."""
 
     def findings(self, settings: dict[str, str]) -> list[Finding]:
         """Return the findings with these settings, on the database of the test."""
@@ -156,8 +159,11 @@ class TestFindings(ScratchTestCase):
 
     def assert_found(
         self, settings: dict[str, str], words: str, verdict: Verdict = Verdict.WRONG
-    ) -> None:
-        """Check that one finding has these words and this verdict, and no other is wrong."""
+    ) -> str:
+        """Check that one finding has these words and this verdict, and no other is wrong.
+
+        Return all findings.
+        """
         found = self.findings(settings)
         lines = [str(finding) for finding in found]
         matching = [finding for finding in found if words in finding.text]
@@ -166,6 +172,11 @@ class TestFindings(ScratchTestCase):
         expected = {"These settings are for development"} if "Dev" in str(settings) else set()
         wrong = [finding.text for finding in others if finding.verdict is Verdict.WRONG]
         self.assertEqual(expected, {text.partition(".")[0] for text in wrong}, lines)
+        return "\n".join(lines)
+
+
+class TestFindings(FindingsTestCase):
+    """Each finding by itself."""
 
     def test_production(self) -> None:
         """Nothing is wrong with production's defaults."""
@@ -308,6 +319,109 @@ class TestFindings(ScratchTestCase):
         )
         self.assert_found(PRODUCTION, "allows this role 65 connections, and this server may")
         self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "1"}, "opens at most 33", Verdict.OK)
+
+
+class TestMail(FindingsTestCase):
+    """Findings about email, with a mail server on loopback."""
+
+    def setUp(self) -> None:
+        """Start the mail server, whose certificate the application trusts."""
+        super().setUp()
+        self.server = self.enterContext(MailServer())
+        self.mail = PRODUCTION | {
+            "SMTP_URL": self.server.url,
+            "SSL_CERT_FILE": certificate()[0],
+            **MAIL,
+        }
+
+    def assert_found(
+        self, settings: dict[str, str], words: str, verdict: Verdict = Verdict.WRONG
+    ) -> str:
+        """Check and return the findings, and check that no secret is in them."""
+        texts = super().assert_found(settings, words, verdict)
+        for secret in (PASSWORD, CREDENTIALS, "sesame", "relay"):
+            self.assertNotIn(secret, texts)
+        return texts
+
+    def test_not_configured(self) -> None:
+        """Without SMTP_URL there is a note; with EMAIL_VERIFICATION=required that is wrong."""
+        words = "SMTP_URL is not set"
+        for verification, verdict in (
+            ("off", Verdict.NOTE),
+            ("optional", Verdict.NOTE),
+            ("required", Verdict.WRONG),
+        ):
+            with self.subTest(verification):
+                settings = PRODUCTION | {"EMAIL_VERIFICATION": verification}
+                self.assert_found(settings, words, verdict)
+
+    def test_good(self) -> None:
+        """A server that can be reached and accepts the password is good, and gets no email."""
+        for settings in ({}, {"EMAIL_VERIFICATION": "required"}):
+            with self.subTest(settings):
+                words = "can be reached, and accepts"
+                self.assert_found(self.mail | settings, words, Verdict.OK)
+        self.assertEqual([], self.server.received)
+
+    def test_pages(self) -> None:
+        """A LINK_BASE_URL with http:// is wrong unless it is on this machine."""
+        for url in ("http://app.example", "http://192.0.2.1:8000", "http://127.0.0.1.example"):
+            with self.subTest(url):
+                self.assert_found(self.mail | {"LINK_BASE_URL": url}, "LINK_BASE_URL")
+        for url in ("https://app.example", "http://localhost:8000", "http://[::1]/account"):
+            with self.subTest(url):
+                found = self.findings(self.mail | {"LINK_BASE_URL": url})
+                self.assertNotIn("LINK_BASE_URL", str(found))
+
+    def test_plain(self) -> None:
+        """Without TLS a password for another machine is wrong, and links are a note."""
+        words = "SMTP_URL starts with smtp:// without ?starttls"
+        with mock.patch("project.ops.checks.SmtpTransport.check"):
+            for url, verdict in (
+                ("smtp://relay:sesame@mail.example", Verdict.WRONG),
+                ("smtp://mail.example:25", Verdict.NOTE),
+                ("smtp://192.0.2.1", Verdict.NOTE),
+            ):
+                with self.subTest(url):
+                    self.assert_found(self.mail | {"SMTP_URL": url}, words, verdict)
+            for url in (
+                "smtp://relay:sesame@mail.example?starttls",
+                "smtps://relay:sesame@mail.example",
+                "smtp://relay:sesame@127.0.0.1",
+                "smtp://localhost",
+            ):
+                with self.subTest(url):
+                    self.assertNotIn(words, str(self.findings(self.mail | {"SMTP_URL": url})))
+
+    def test_server(self) -> None:
+        """A server that cannot be used is wrong, with the reason and without the password."""
+        plain = self.enterContext(MailServer(tls=False))
+        for url, reason in (
+            ("smtp://relay:sesame@127.0.0.1:1?starttls", "ConnectionRefusedError"),
+            (self.server.url.replace("sesame", "sesame2"), "535 the mail server refused user"),
+            (self.server.url.replace("127.0.0.1", "localhost"), "CERTIFICATE_VERIFY_FAILED"),
+            (self.server.url.replace("smtp:", "smtps:").partition("?")[0], "SSLError"),
+            (
+                self.server.url.replace(str(self.server.port), str(plain.port)),
+                "STARTTLS extension not supported",
+            ),
+        ):
+            with self.subTest(reason):
+                words = "The mail server of SMTP_URL cannot be used: "
+                found = self.assert_found(self.mail | {"SMTP_URL": url}, words)
+                self.assertRegex(found, f"{words}.*{reason}")
+
+    def test_outbox(self) -> None:
+        """Emails that wait and those that were given up are notes with their number."""
+        with self.app.app_context():
+            for number in range(3):
+                outbox.add("reset", f"user{number}@test.com", "en")
+            db.session.commit()
+            mail = outbox.claim(1)[0]
+            outbox.postpone(mail, "550 no mailbox", permanent=True)
+
+        for words in ("Emails that were given up: 1.", "Emails that wait to be sent: 2."):
+            self.assert_found(self.mail, words, Verdict.NOTE)
 
 
 class TestHashing(unittest.TestCase):

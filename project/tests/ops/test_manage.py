@@ -2,10 +2,12 @@
 
 import secrets
 import unittest
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import create_engine, text
 
+from project import clock
 from project.config import database_url
 from project.tests import scratch
 
@@ -171,6 +173,31 @@ class TestManage(unittest.TestCase):
         self.assertEqual({email: 3}, self.sessions())
         self.assertIn("sessions deleted: 0;", self.manage("purge"))
         self.assertEqual({email: 3}, self.sessions())
+
+    def test_purge_of_mail(self) -> None:
+        """Expired invitations and emails given up EVENTS_DAYS ago are deleted, and no others."""
+        self.manage("db", "upgrade")
+        now = clock.utcnow()
+        old, young = (now - timedelta(days=90, minutes=minutes) for minutes in (1, -1))
+        emails = {"old": old, "young": young, "waiting": None}
+        self.execute(
+            "INSERT INTO mails (kind, address, parameters, language, created_at, next_try_at,"
+            " tries, error, failed_at) VALUES ('reset', :name, '{}', 'en', :old, :old, 1, '', :at)",
+            *({"name": name, "at": at, "old": old} for name, at in emails.items()),
+        )
+        expiries = {"expired": now, "valid": now + timedelta(minutes=1)}
+        self.execute(
+            "INSERT INTO invitations (email, created_at, expires_at) VALUES (:name, :old, :at)",
+            *({"name": name, "old": old, "at": at} for name, at in expiries.items()),
+        )
+
+        printed = self.manage("purge", production=True)
+
+        self.assertIn("invitations: 1; emails that were given up: 1.", printed)
+        left = self.execute("SELECT address FROM mails ORDER BY id")
+        self.assertEqual(["young", "waiting"], [row.address for row in left])
+        left = self.execute("SELECT email FROM invitations")
+        self.assertEqual(["valid"], [row.email for row in left])
 
     def test_shell(self) -> None:
         """The shell has the application, the database and the User model."""
