@@ -1,17 +1,21 @@
 """Concurrent requests: whatever the order of the responses, an ended session stays ended."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
 from unittest import mock
 
-from sqlalchemy import delete
+from sqlalchemy import delete, text, update
 from werkzeug.test import TestResponse
 
 from project import db, errors
-from project.accounts import administration, rate_limits
-from project.models import KnownAddress
+from project.accounts import administration, links, rate_limits
+from project.accounts.sessions import end_all
+from project.lib import database
+from project.models import KnownAddress, User
 from project.tests.accounts.cases import at_once
 from project.tests.base import BaseTestCase, bearer
 from project.tests.rows import (
@@ -22,6 +26,7 @@ from project.tests.rows import (
     stored_sessions,
     stored_users,
 )
+from project.tokens.links import Purpose
 
 ROUNDS = 8  # of each race, each with a new user
 AT_ONCE = 20
@@ -484,3 +489,59 @@ class TestLimitedRaces(AdministrationRacesTestCase):
 
             self.accepted(deleted)
             self.assertLessEqual(set(self.codes(*refreshed)), {"", "account_inactive"})
+
+
+def end_all_slowly(user_id: int, *, but: str | None = None) -> int:
+    """End sessions after a while, so that a concurrent act gets as far as it can before."""
+    time.sleep(0.1)
+    return end_all(user_id, but=but)
+
+
+class TestOrderOfLocks(RacesTestCase):
+    """Acts that wait for a change of a name, of which one waits for the other afterwards."""
+
+    def test_after_a_rename(self) -> None:
+        """A refresh and an act that ends the session wait for a rename; neither fails."""
+        if not self.on_postgresql:
+            self.skipTest("SQLite has one lock")
+        acts: dict[str, Callable[[Pair], object]] = {
+            "password change": lambda pair: self.accepted(self.change_password(pair, "another")),
+            "reset": self.reset,
+            "deactivation": lambda _: self.deactivate(),
+        }
+        for number, (name, act) in enumerate(acts.items()):
+            slowly = mock.patch("project.accounts.sessions.end_all", end_all_slowly)
+            with self.subTest(name), ThreadPoolExecutor() as threads, slowly:
+                self.email = f"user{number}@test.com"
+                user = {"username": name, "email": self.email, "password": "test"}
+                own = self.accepted(self.send("/auth/register", user), 201)
+                other = self.accepted(self.log_in())
+                with db.engine.begin() as connection:
+                    this_user = User.email == self.email
+                    connection.execute(update(User).where(this_user).values(username_key="new"))
+                    acting = threads.submit(act, own)
+                    self.wait_for_waiting(1)
+                    refreshing = threads.submit(self.refresh, other)
+                    self.wait_for_waiting(2)
+                    connection.execute(update(User).where(this_user).values(username_key=name))
+                acting.result()
+                self.assertIn(refreshing.result().status_code, {200, 401})
+
+    def reset(self, _pair: Pair) -> None:
+        """Reset the password of this round's user with a link."""
+        with self.app.app_context():
+            user: Any = links.user_by_email(self.email)
+            url = links.for_user(Purpose.RESET, user, 60).url
+        body = {"token": url.partition("token=")[2], "new_password": "another"}
+        self.accepted(self.send("/auth/password/reset", body))
+
+    def wait_for_waiting(self, number: int) -> None:
+        """Wait until this many connections to the database wait for a lock."""
+        query = text(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        deadline = time.monotonic() + 2
+        while database.fetch_all(query)[0][0] < number:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
