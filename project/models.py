@@ -281,6 +281,12 @@ class Mail(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
         ),
         Index(
             None,
+            "address",
+            postgresql_where=text("failed_at IS NOT NULL"),
+            sqlite_where=text("failed_at IS NOT NULL"),
+        ),
+        Index(
+            None,
             "user_id",
             postgresql_where=text("user_id IS NOT NULL"),
             sqlite_where=text("user_id IS NOT NULL"),

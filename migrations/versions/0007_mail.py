@@ -18,6 +18,7 @@ depends_on = None
 # Of `mails`, each with the condition for its rows.
 PARTIAL_INDEXES = (
     (["next_try_at", "id"], "failed_at IS NULL"),
+    (["address"], "failed_at IS NOT NULL"),
     (["user_id"], "user_id IS NOT NULL"),
 )
 

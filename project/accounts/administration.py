@@ -17,6 +17,7 @@ from project.accounts import (
     audit,
     authentication,
     directory,
+    invitations,
     mails,
     rate_limits,
     registration,
@@ -81,7 +82,7 @@ def change(
     """
     refused = audit.Kind.USER_CHANGE_REFUSED
     if confirm_email and "email" in changes:
-        mails.reserve(mails.Kind.EMAIL, str(changes["email"]), origin)
+        mails.check_configured()
     if not caller.admin:
         if PRIVILEGES & changes.keys():
             raise errors.PermissionDenied
@@ -98,7 +99,13 @@ def change(
     if account.is_last_admin and PRIVILEGES & different.keys():
         account.refuse(errors.LastAdmin(), "last_admin")
     to_confirm = cast(str | None, different.pop("email", None)) if confirm_email else None
+    if to_confirm:
+        try:
+            rate_limits.limits().mail_within(mails.Kind.EMAIL, to_confirm, origin.ip)
+        except errors.TooManyAttempts as error:
+            account.refuse(error, "too_many_attempts")
     try:
+        # Admins vouch for the email that they give to another user.
         after, ended = _update(user_id, different, email_verified=user_id != caller.id)
     except IntegrityError as error:
         username, email = (cast(str | None, different.get(name)) for name in ("username", "email"))
@@ -108,7 +115,7 @@ def change(
     _record(different, ended, account.about)
     account.attempt.succeed()
     if to_confirm:
-        verification.request_change(user_id, to_confirm, origin)
+        verification.request_change(before, to_confirm, origin)
     if after.email != before.email:
         rate_limits.rename(before.email, after.email)
         mails.notify(mails.Kind.EMAIL_CHANGED, before.email, origin, user_id=user_id)
@@ -133,6 +140,7 @@ def delete(user_id: int, caller: Row[Any], origin: audit.Origin, *, password: st
     account.attempt.succeed()
     rate_limits.forget(account.user.email)
     outbox.forget(account.user.email)
+    invitations.forget(account.user.email)
     database.write(users_table.delete().where(_users.id == user_id))
     if user_id == caller.id:
         audit.record(audit.Kind.ACCOUNT_DELETED, audit.ANONYMOUS, user_id=None)
@@ -242,12 +250,11 @@ def set_active(email: str, active: bool, origin: audit.Origin) -> None:
 
     Both end all sessions of the user: no earlier session becomes valid again.
     """
-    setting = update(users_table).where(_users.email == email).values(active=active)
-    user_id = db.session.execute(setting.returning(_users.id)).scalar_one_or_none()
-    if user_id is None:
-        raise errors.UserNotFound
+    user_id = directory.find_by_email(email)
+    ended = sessions.end_all(user_id)
+    database.write(update(users_table).where(_users.id == user_id).values(active=active))
     kind = audit.Kind.USER_ACTIVATED if active else audit.Kind.USER_DEACTIVATED
-    audit.record(kind, origin, user_id=user_id, sessions=sessions.end_all(user_id))
+    audit.record(kind, origin, user_id=user_id, sessions=ended)
     if not active:
         mails.notify(mails.Kind.ACCOUNT_DEACTIVATED, email, origin, user_id=user_id)
 

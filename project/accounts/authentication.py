@@ -133,14 +133,16 @@ def change_password(
     refuse = partial(audit.refuse, kind=audit.Kind.PASSWORD_CHANGE_REFUSED, **about)
     new_hash = cache(lambda: hashing.hash(new))
 
-    def replace() -> None:
-        stored = verify_password(user.id, current, attempt, refuse)
-        if not _replace_password(user.id, stored, new_hash()):
+    def replace() -> int:
+        stored, hashed = verify_password(user.id, current, attempt, refuse), new_hash()
+        # Sessions before the UPDATE: see `sessions.end_all`.
+        sessions.lock(user.id, user.session_id)
+        ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
+        if not _replace_password(user.id, stored, hashed):
             raise AccountChanged
+        return ended
 
-    retry_if_changed(replace)
-    sessions.lock(user.id, user.session_id)
-    ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
+    ended = retry_if_changed(replace)
     attempt.succeed()
     audit.record(audit.Kind.PASSWORD_CHANGED, **about, sessions=ended)
     mails.notify(mails.Kind.PASSWORD_CHANGED, user.email, origin, user_id=user.id)

@@ -46,7 +46,7 @@ def invite(email: str, username: str | None, origin: audit.Origin) -> None:
 
 def _taken(email: str, username: str | None) -> dict[str, str]:
     users = users_table.c
-    same = {"email": users.email == email, "username": users.username_key == ""}
+    same = {"email": users.email == email}
     if username is not None:
         same["username"] = users.username_key == username_key(username)
     query = select(*(is_same.label(field) for field, is_same in same.items()))
@@ -79,6 +79,11 @@ def accept(
         raise errors.UserExists(
             errors=registration.taken_names(error, name, invitation.email)
         ) from None
+
+
+def forget(email: str) -> None:
+    """Delete the invitation of an email, if there is one."""
+    database.write(delete(invitations_table).where(_invitations.email == email))
 
 
 def delete_expired() -> int:

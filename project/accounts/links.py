@@ -75,7 +75,7 @@ def _link(
     )
     token = links.encode(purpose, claims, key=key)
     base = current_app.config["LINK_BASE_URL"]
-    return Link(f"{base}/#/{purpose}?token={token}", seconds // 60)
+    return Link(f"{base}/#/{purpose}?token={token}", round(seconds / 60))
 
 
 def user_of(purpose: Purpose, token: str) -> tuple[Row[Any], str | None]:
@@ -86,6 +86,16 @@ def user_of(purpose: Purpose, token: str) -> tuple[Row[Any], str | None]:
         raise errors.LinkInvalid
     _check_state(purpose, claims, _state(user, claims.email))
     return user, claims.email
+
+
+def state_of_change(user: Row[Any], new_email: str) -> str:
+    """Return what a link to change the email of `user` is bound to, to compare it later."""
+    return links.seal(Purpose.EMAIL, _state(user, new_email), key=keys.signing_key())
+
+
+def is_state_of_change(state: str, user: Row[Any], new_email: str) -> bool:
+    """Return whether `state` is that of `user` now."""
+    return _is_sealed(Purpose.EMAIL, state, _state(user, new_email))
 
 
 def invitation_of(token: str) -> Row[Any]:
@@ -116,9 +126,13 @@ def _claims(purpose: Purpose, token: str) -> LinkClaims:
 
 def _check_state(purpose: Purpose, claims: LinkClaims, state: tuple[str, ...]) -> None:
     """Raise LinkInvalid if what the link is bound to has changed since it was made."""
-    seals = (links.seal(purpose, state, key=key) for key in keys.verification_keys())
-    if not any(hmac.compare_digest(seal, claims.state) for seal in seals):
+    if not _is_sealed(purpose, claims.state, state):
         raise errors.LinkInvalid
+
+
+def _is_sealed(purpose: Purpose, given: str, state: tuple[str, ...]) -> bool:
+    seals = (links.seal(purpose, state, key=key) for key in keys.verification_keys())
+    return any(hmac.compare_digest(seal, given) for seal in seals)
 
 
 def _state(user: Row[Any], new_email: str | None) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class Kind(StrEnum):
     ACCOUNT_DELETED = auto()
 
 
-WITH_LINK = {Kind.RESET, Kind.VERIFY, Kind.EMAIL, Kind.INVITATION}
+WITH_LINK = {Kind.RESET, Kind.ALREADY_REGISTERED, Kind.VERIFY, Kind.EMAIL, Kind.INVITATION}
 
 
 def check_configured() -> None:
@@ -49,7 +49,7 @@ def check_configured() -> None:
         raise MailNotConfigured(retry_after=RETRY_AFTER)
 
 
-def reserve(kind: Kind, address: str, origin: audit.Origin) -> None:
+def count_request(kind: Kind, address: str, origin: audit.Origin) -> None:
     """Count an email that a client requests for an address, which need not have an account.
 
     Raise MailNotConfigured; TooManyAttempts.
@@ -75,9 +75,12 @@ def notify(kind: Kind, address: str, origin: audit.Origin, *, user_id: int) -> N
 
     `address` is the email that the user has at the time of the event, so that an attacker who
     changes it afterwards does not get the notice. The IP address is named unless it is that of
-    another user, such as an admin.
+    another user, such as an admin. An address gets a few notices of a kind in an hour and no more:
+    an attacker may have registered the address of another person, and cause them.
     """
-    if current_app.config["SECURITY_NOTICES"] and outbox.is_configured():
+    if not (current_app.config["SECURITY_NOTICES"] and outbox.is_configured()):
+        return
+    if rate_limits.limits().notice(kind, address):
         by_user = origin.actor_id in {None, user_id}
         add(kind, address, origin, ip=origin.ip if by_user else None)
 
@@ -96,7 +99,9 @@ def _link(mail: Row[Any]) -> Link | None:
     """Return the link of an email, or None if the account is not in the state for it."""
     config = current_app.config
     match mail.kind:
-        case Kind.RESET:
+        # A reset also confirms the email. The owner of an address with which an attacker has
+        # registered can so take the account over.
+        case Kind.RESET | Kind.ALREADY_REGISTERED:
             user = links.user_by_email(mail.address)
             if user and user.active:
                 return links.for_user(Purpose.RESET, user, config["RESET_LINK_SECONDS"])
@@ -106,7 +111,9 @@ def _link(mail: Row[Any]) -> Link | None:
                 return links.for_user(Purpose.VERIFY, user, config["VERIFICATION_LINK_SECONDS"])
         case Kind.EMAIL:
             user = links.user_by_id(mail.user_id)
-            if user and user.active and user.email != mail.address:
+            # An attacker's request from before a reset must not get a link that is valid after it.
+            state = mail.parameters["state"]
+            if user and user.active and links.is_state_of_change(state, user, mail.address):
                 seconds = config["EMAIL_LINK_SECONDS"]
                 return links.for_user(Purpose.EMAIL, user, seconds, mail.address)
         case Kind.INVITATION:

@@ -25,6 +25,7 @@ from project.models import known_addresses_table, throttles_table
 
 HOUR = 3_600  # seconds
 MAILS_PER_EMAIL, MAILS_PER_NETWORK = 3, 20  # an hour, requested by clients
+NOTICES_PER_EMAIL = 5  # an hour, of one kind
 # `paused_until` of a count that is not paused. Not "now", which another server may put later.
 _NOT_PAUSED = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -105,6 +106,13 @@ class NoLimits:
     def mail(self, act: str, email: str, ip: str | None) -> None:
         """Count an email that a client requests for an address, which need not have an account."""
 
+    def mail_within(self, act: str, email: str, ip: str | None) -> None:
+        """Count an email in the transaction of `db.session`, for an act that has begun one."""
+
+    def notice(self, kind: str, email: str) -> bool:
+        """Count a security notice to an address; return whether it may be sent."""
+        return True
+
     def remember(self, email: str, ip: str | None) -> None:
         """Store that the user of an account is known at an address, as after a login."""
 
@@ -120,6 +128,7 @@ class Limits(NoLimits):
         registrations: Policy,
         mails: Policy,
         mails_of_network: Policy,
+        notices: Policy,
         known_for: timedelta,
     ) -> None:
         self._account = account
@@ -127,6 +136,7 @@ class Limits(NoLimits):
         self._registrations = registrations
         self._mails = mails
         self._mails_of_network = mails_of_network
+        self._notices = notices
         self._known_for = known_for
 
     def login(self, email: str, ip: str | None, *, own: bool = False) -> Attempt:
@@ -165,11 +175,26 @@ class Limits(NoLimits):
 
     def mail(self, act: str, email: str, ip: str | None) -> None:
         """Count by network and by email, separately for each act."""
-        counts = [
+        _count(self._mail_counts(act, email, ip), clock.utcnow(), set())
+
+    def mail_within(self, act: str, email: str, ip: str | None) -> None:
+        """Count as `mail` does."""
+        counts = self._mail_counts(act, email, ip)
+        _, refusal = _add(db.session.connection(), counts, clock.utcnow(), set())
+        if refusal:
+            raise refusal
+
+    def _mail_counts(self, act: str, email: str, ip: str | None) -> list[tuple[str, Policy]]:
+        return [
             (f"mail:{act}:{addresses.network(ip)}", self._mails_of_network),
             (f"mail:{act}:{_account(email)}", self._mails),
         ]
-        _count(counts, clock.utcnow(), set())
+
+    def notice(self, kind: str, email: str) -> bool:
+        """Count by email, separately for each kind, in the transaction of `db.session`."""
+        counts = [(f"mail:{kind}:{_account(email)}", self._notices)]
+        _, refusal = _add(db.session.connection(), counts, clock.utcnow(), set())
+        return refusal is None
 
     def remember(self, email: str, ip: str | None) -> None:
         """Store the address in the transaction of `db.session`."""
@@ -191,26 +216,34 @@ def _count(counts: Sequence[tuple[str, Policy]], now: datetime, shown: set[str])
     counts have a separate transaction, committed before anything else begins. Every transaction
     locks users before counts, and addresses before accounts, so that there are no deadlocks.
     """
-    pause = 0
     with db.engine.begin() as connection:
-        for key, policy in counts:
-            before = _lock(connection, key, now)
-            after = policy.add(before, now)
-            if key in shown and after is None:
-                quotas()[key] = Quota(policy, policy.limit, before.paused_until)
-            elif key in shown and after:
-                paused = policy.pause(after.attempts)
-                end = after.paused_until if paused else after.resets_at
-                quotas()[key] = Quota(policy, after.attempts, end)
-            if after is None:
-                break
-            this_one = _throttles.key == key
-            connection.execute(update(throttles_table).where(this_one).values(after._asdict()))
-            pause = max(pause, policy.pause(after.attempts))
-    if after is None:
-        seconds = (before.paused_until - now).total_seconds()
-        raise TooManyAttempts(retry_after=math.ceil(seconds))
+        pause, refusal = _add(connection, counts, now, shown)
+    if refusal:
+        raise refusal
     return pause
+
+
+def _add(
+    connection: Connection, counts: Sequence[tuple[str, Policy]], now: datetime, shown: set[str]
+) -> tuple[int, TooManyAttempts | None]:
+    """Do what `_count` does in a transaction of `connection`, and return the refusal, if any."""
+    pause = 0
+    for key, policy in counts:
+        before = _lock(connection, key, now)
+        after = policy.add(before, now)
+        if key in shown and after is None:
+            quotas()[key] = Quota(policy, policy.limit, before.paused_until)
+        elif key in shown and after:
+            paused = policy.pause(after.attempts)
+            end = after.paused_until if paused else after.resets_at
+            quotas()[key] = Quota(policy, after.attempts, end)
+        if after is None:
+            seconds = (before.paused_until - now).total_seconds()
+            return pause, TooManyAttempts(retry_after=math.ceil(seconds))
+        this_one = _throttles.key == key
+        connection.execute(update(throttles_table).where(this_one).values(after._asdict()))
+        pause = max(pause, policy.pause(after.attempts))
+    return pause, None
 
 
 def _lock(connection: Connection, key: str, now: datetime) -> Count:
@@ -289,6 +322,7 @@ def init_app(app: Flask) -> None:
         registrations=Policy("registrations", config["REGISTRATIONS_PER_ADDRESS"], HOUR, [HOUR]),
         mails=Policy("mails", MAILS_PER_EMAIL, HOUR, [HOUR]),
         mails_of_network=Policy("mails", MAILS_PER_NETWORK, HOUR, [HOUR]),
+        notices=Policy("notices", NOTICES_PER_EMAIL, HOUR, [HOUR]),
         known_for=timedelta(days=config["KNOWN_ADDRESS_DAYS"]),
     )
     _limits.set(app, limits if config["RATE_LIMITS"] else NoLimits())

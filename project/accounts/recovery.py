@@ -17,22 +17,25 @@ def request_reset(email: str, origin: audit.Origin) -> None:
 
     Raise MailNotConfigured; TooManyAttempts.
     """
-    mails.reserve(mails.Kind.RESET, email, origin)
+    mails.count_request(mails.Kind.RESET, email, origin)
     mails.add(mails.Kind.RESET, email, origin)
 
 
 def reset_password(token: str, new_password: str, origin: audit.Origin) -> None:
     """Give the user of a link a new password; their email counts as verified from now on.
 
-    All sessions of the user are ended, and a pause of the account is lifted. Raise LinkInvalid;
+    All sessions of the user are ended, and a pause of the account is lifted. The user is known at
+    this address from now on, as after a login. Raise LinkInvalid;
     InvalidPayload for a weak password, after which the link still works.
     """
     user, _ = links.user_of(Purpose.RESET, token)
     password_policy.check_new(new_password, user.username, user.email, field="new_password")
     values = {"password": hashing.hash(new_password), "email_verified": True}
+    # Sessions before the UPDATE: see `sessions.end_all`.
+    ended = sessions.end_all(user.id)
     if not database.write(update(users_table).where(*links.unchanged(user)).values(values)):
         raise errors.LinkInvalid
-    ended = sessions.end_all(user.id)
     rate_limits.lift_pause(user.email)
+    rate_limits.limits().remember(user.email, origin.ip)
     audit.record(audit.Kind.PASSWORD_RESET, origin, user_id=user.id, sessions=ended)
     mails.notify(mails.Kind.PASSWORD_CHANGED, user.email, origin, user_id=user.id)

@@ -3,7 +3,7 @@
 Functions here write and may flush. The caller commits; a refusal commits its own event.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
@@ -32,32 +32,47 @@ def register(
     email tells then. Raise InvalidPayload for a weak password; TooManyAttempts; UserExists when
     another user has the username or, unless it has to be confirmed, the email; MailNotConfigured.
     """
-    required = verification.is_required()
+    if verification.is_required():
+        mails.check_configured()
     password_policy.check_new(password, username, email)
     rate_limits.limits().registration(origin.ip)
-    if required:
-        mails.reserve(mails.Kind.ALREADY_REGISTERED, email, origin)
+    if verification.is_on() and outbox.is_configured():
+        mails.count_request(mails.Kind.VERIFY, email, origin)
     user = User(username, email, password)
+    if verification.is_required():
+        _register_unconfirmed(user, origin)
+        return None
     try:
-        if not required:
-            return user, start(user, origin)
+        return user, start(user, origin)
+    except IntegrityError as error:
+        db.session.rollback()
+        _refuse(taken_names(error, username, email), origin)
+
+
+def _register_unconfirmed(user: User, origin: audit.Origin) -> None:
+    """Add a user who has to confirm the email, or tell the user who has the email already.
+
+    Raise UserExists when another user has the username, and nothing about the email then.
+    """
+    try:
         _insert(user)
     except IntegrityError as error:
         db.session.rollback()
-        taken = taken_names(error, username, email)
-        if required and taken.keys() == {"email"}:
-            mails.add(mails.Kind.ALREADY_REGISTERED, email, origin)
-            refused = audit.Kind.REGISTRATION_REFUSED
-            audit.record(refused, origin, user_id=None, why="email_taken")
-            return None
-        why = f"{next(iter(taken))}_taken"
-        if required:
-            taken.pop("email", None)
-        refusal = errors.UserExists(errors=taken)
-        audit.refuse(refusal, audit.Kind.REGISTRATION_REFUSED, origin, user_id=None, why=why)
-    audit.record(audit.Kind.REGISTERED, origin, user_id=user.id)
-    mails.add(mails.Kind.VERIFY, email, origin)
-    return None
+        taken = taken_names(error, user.username, user.email)
+        if "username" in taken:
+            _refuse({"username": taken["username"]}, origin)
+        mails.add(mails.Kind.ALREADY_REGISTERED, user.email, origin)
+        kind = audit.Kind.REGISTRATION_REFUSED
+        audit.record(kind, origin, user_id=None, why="email_taken")
+    else:
+        mails.add(mails.Kind.VERIFY, user.email, origin)
+        audit.record(audit.Kind.REGISTERED, origin, user_id=user.id)
+
+
+def _refuse(taken: dict[str, str], origin: audit.Origin) -> NoReturn:
+    why = f"{next(iter(taken))}_taken"
+    refusal = errors.UserExists(errors=taken)
+    audit.refuse(refusal, audit.Kind.REGISTRATION_REFUSED, origin, user_id=None, why=why)
 
 
 def start(user: User, origin: audit.Origin) -> sessions.TokenPair:

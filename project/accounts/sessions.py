@@ -285,10 +285,13 @@ def _repeated_or_refuse(
     interval = timedelta(seconds=current_app.config["REFRESH_REUSE_SECONDS"])
     used_just_now = now - session.last_used_at <= interval
     if session.generation != claims.generation + 1 or not used_just_now:
-        _end(claims.user_id, claims.session_id)
-        reused = mails.Kind.REFRESH_REUSED
-        mails.notify(reused, session.email, origin, user_id=claims.user_id)
-        audit.refuse(errors.RefreshReused(), audit.Kind.REFRESH_REUSED, origin, **about)
+        ended = _end(claims.user_id, claims.session_id)
+        audit.record(audit.Kind.REFRESH_REUSED, origin, **about)
+        if ended:  # by this request and not by another one with the same token
+            kind = mails.Kind.REFRESH_REUSED
+            mails.notify(kind, session.email, origin, user_id=claims.user_id)
+        db.session.commit()
+        raise errors.RefreshReused
     return session
 
 
@@ -329,7 +332,11 @@ def _end(user_id: int, session_id: str) -> int:
 
 
 def end_all(user_id: int, *, but: str | None = None) -> int:
-    """End the sessions of a user, all or all but one, and return how many."""
+    """End the sessions of a user, all or all but one, and return how many.
+
+    A transaction ends sessions before it updates the user. A refresh locks its session before it
+    records an event for the user, and waits for an UPDATE that follows a change of a name.
+    """
     # A concurrent login waits for this lock (`_START`), and so it starts its session afterwards.
     user = select(_users.id).where(_users.id == user_id)
     db.session.execute(user.with_for_update(key_share=True))

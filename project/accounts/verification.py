@@ -3,8 +3,10 @@
 Functions here write and may flush. The caller commits.
 """
 
+from typing import Any
+
 from flask import current_app
-from sqlalchemy import update
+from sqlalchemy import Row, update
 from sqlalchemy.exc import IntegrityError
 
 from project import errors
@@ -25,7 +27,7 @@ def is_required() -> bool:
     return bool(current_app.config["EMAIL_VERIFICATION"] == "required")
 
 
-def of_changes() -> bool:
+def changes_are_confirmed() -> bool:
     """Return whether users have to confirm a new email before it replaces the old one."""
     return is_on() or bool(current_app.config["SMTP_URL"])
 
@@ -35,23 +37,31 @@ def request(email: str, origin: audit.Origin) -> None:
 
     Raise MailNotConfigured; TooManyAttempts.
     """
-    mails.reserve(mails.Kind.VERIFY, email, origin)
+    mails.count_request(mails.Kind.VERIFY, email, origin)
     mails.add(mails.Kind.VERIFY, email, origin)
 
 
 def verify(token: str, origin: audit.Origin) -> None:
-    """Mark the email of the user of a link as verified; raise LinkInvalid."""
+    """Mark the email of the user of a link as verified; raise LinkInvalid.
+
+    The user is known at this address from now on, as after a login.
+    """
     user, _ = links.user_of(Purpose.VERIFY, token)
     verified = update(users_table).where(*links.unchanged(user)).values(email_verified=True)
     if user.email_verified or not database.write(verified):
         raise errors.LinkInvalid
+    rate_limits.limits().remember(user.email, origin.ip)
     audit.record(audit.Kind.EMAIL_VERIFIED, origin, user_id=user.id)
 
 
-def request_change(user_id: int, email: str, origin: audit.Origin) -> None:
-    """Send a link to the new email of a user, who has confirmed the act with their password."""
-    mails.add(mails.Kind.EMAIL, email, origin, user_id=user_id)
-    audit.record(audit.Kind.EMAIL_CHANGE_REQUESTED, origin, user_id=user_id)
+def request_change(user: Row[Any], email: str, origin: audit.Origin) -> None:
+    """Send a link to the new email of a user, who has confirmed the act with their password.
+
+    No link is sent if the account changes before the email is sent.
+    """
+    state = links.state_of_change(user, email)
+    mails.add(mails.Kind.EMAIL, email, origin, user_id=user.id, state=state)
+    audit.record(audit.Kind.EMAIL_CHANGE_REQUESTED, origin, user_id=user.id)
 
 
 def confirm_change(token: str, origin: audit.Origin) -> None:

@@ -115,7 +115,7 @@ _NEW_PASSWORDS = (
 # handle it.
 _ACCEPTED_IF = {
     ("/auth/register", "post"): verification.is_required,
-    ("/users/{user_id}", "patch"): verification.of_changes,
+    ("/users/{user_id}", "patch"): verification.changes_are_confirmed,
 }
 _NO_TOKEN: dict[str, list[str]] = {}
 _TOKEN_OPTIONAL = {guards.admin_unless_open, guards.admin_or_self_unless_open}

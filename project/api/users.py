@@ -151,7 +151,7 @@ def change_user(
         requests.origin(),
         password=body.current_password or None,
         versions=header.versions,
-        confirm_email=own and verification.of_changes(),
+        confirm_email=own and verification.changes_are_confirmed(),
     )
     db.session.commit()
     if email_unconfirmed:

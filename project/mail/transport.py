@@ -1,6 +1,7 @@
 """How emails leave the service: to a mail server over SMTP, or in development to a folder."""
 
 import contextlib
+import re
 import smtplib
 import socket
 import ssl
@@ -19,6 +20,8 @@ SEND_TIMEOUT = 30  # seconds for everything, however slowly the server responds
 SHUTDOWN_INTERVAL = 0.1  # seconds
 SUBMISSION_PORT, SUBMISSIONS_PORT = 587, 465  # RFC 6409, RFC 8314
 GREETING = 220  # RFC 5321, 4.2.3: the server is ready
+
+_CONFIDENTIAL = re.compile(r"\S*(?:@|://|eyJ)\S*")  # addresses, URLs, JWTs
 
 log = structlog.get_logger()
 
@@ -164,6 +167,8 @@ def describe(error: Exception) -> str:
             text = str(error)
         case _:
             text = f"{type(error).__name__}: {error}"
+    # A server may repeat the address or the link.
+    text = _CONFIDENTIAL.sub("[removed]", text)
     return "".join(char if char.isprintable() else " " for char in text)
 
 

@@ -256,7 +256,8 @@ class TestLinkCalls(MailTestCase):
 
     def curl(self, text: str, link: str, token: str) -> TestResponse:
         """Return the response to the call that a curl command makes."""
-        command = text[text.index("curl ") :].replace("$LINK", link).replace("$TOKEN", token)
+        command = text[text.index("curl ") :].replace("\\\n", "")
+        command = command.replace("$LINK", link).replace("$TOKEN", token)
         parser = argparse.ArgumentParser()
         parser.add_argument("curl")
         parser.add_argument("-X", dest="method")

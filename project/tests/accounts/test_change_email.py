@@ -4,11 +4,19 @@ from typing import Any, ClassVar
 
 from werkzeug.test import TestResponse
 
-from project import errors
+from project import db, errors
+from project.accounts import administration, rate_limits
 from project.tests.accounts.cases import at_once
 from project.tests.accounts.mail_case import MailTestCase
 from project.tests.base import BaseTestCase, bearer
-from project.tests.rows import add_user, start_session, stored_events, stored_mails, stored_users
+from project.tests.rows import (
+    ORIGIN,
+    add_user,
+    start_session,
+    stored_events,
+    stored_mails,
+    stored_users,
+)
 
 CONFIRM = "/auth/email/confirm"
 PLEASE = "Please confirm the change with the link we sent to the new address."
@@ -80,6 +88,26 @@ class TestChange(ChangeEmailTestCase):
         self.assertEqual([], stored_mails())
         self.assertEqual("user_change_refused", stored_events()[-1]["kind"])
 
+    def test_limit(self) -> None:
+        """Three an hour for an email; attempts with a wrong password do not count."""
+        self.app.config["RATE_LIMITS"] = True
+        rate_limits.init_app(self.app)
+        for password in ("wrong", "wrong", "wrong", "wrong", "test", "test", "test"):
+            expected = 202 if password == "test" else 400
+            self.assertEqual(expected, self.request(password=password).status_code)
+
+        self.assert_error(self.request(), errors.TooManyAttempts)
+        self.assertEqual("too_many_attempts", stored_events()[-1]["details"]["why"])
+        self.assert_done(self.request("other@test.com"), PLEASE, 202)
+
+    def test_deactivated(self) -> None:
+        """A user who is deactivated before the email is sent gets none."""
+        self.request()
+        administration.set_active("ada@test.com", False, ORIGIN)
+        db.session.commit()
+
+        self.assertEqual(["ada@test.com"], [mail["To"] for mail in self.send_mail()])
+
     def test_own_email(self) -> None:
         """The email that the user has is refused."""
         data = self.assert_error(self.request("ADA@test.com"), errors.InvalidPayload)
@@ -117,6 +145,17 @@ class TestChange(ChangeEmailTestCase):
         self.assertEqual(200, self.post("/auth/password", self.token, **body).status_code)
 
         self.assert_link_invalid(CONFIRM, token)
+
+    def test_password_change_before_sending(self) -> None:
+        """No link is sent for a request from before a change of the password.
+
+        The server of an attacker may have refused the email until after the change.
+        """
+        self.request()
+        body = {"current_password": "test", "new_password": "another"}
+        self.assertEqual(200, self.post("/auth/password", self.token, **body).status_code)
+
+        self.assertEqual(["ada@test.com"], [message["To"] for message in self.send_mail()])
 
     def test_other_purpose(self) -> None:
         """A link for a change verifies nothing and resets no password."""

@@ -1,6 +1,7 @@
 """POST /users/invitations and /auth/invitation: an admin invites, the invited registers."""
 
 from typing import Any
+from unittest import mock
 
 from werkzeug.test import TestResponse
 
@@ -8,7 +9,14 @@ from project import db, errors
 from project.accounts import invitations
 from project.tests.accounts.cases import at_once
 from project.tests.accounts.mail_case import MailTestCase
-from project.tests.rows import add_user, start_session, stored_events, stored_mails, stored_users
+from project.tests.rows import (
+    ORIGIN,
+    add_user,
+    start_session,
+    stored_events,
+    stored_mails,
+    stored_users,
+)
 
 ACCEPT = "/auth/invitation"
 
@@ -121,6 +129,40 @@ class TestInvitations(InvitationsTestCase):
 
         self.assert_error(self.accept(first), errors.LinkInvalid)
         self.assertEqual(201, self.accept(second).status_code)
+
+    def test_replaced_meanwhile(self) -> None:
+        """If the email is invited again while the password is hashed, the first link is refused."""
+        token = self.new_link()
+        self.move_clock(1)
+
+        def invite_again(password: str) -> str:
+            invitations.invite("bob@test.com", None, ORIGIN)
+            db.session.commit()
+            return password
+
+        with mock.patch("project.lib.hashing.hash", invite_again):
+            self.assert_error(self.accept(token), errors.LinkInvalid)
+        self.assertEqual(201, self.accept(self.receive("invitation", "bob@test.com")).status_code)
+
+    def test_verified(self) -> None:
+        """The invited need not confirm the email, whatever EMAIL_VERIFICATION is."""
+        for mode in ("optional", "required"):
+            with self.subTest(mode):
+                self.app.config["EMAIL_VERIFICATION"] = mode
+                email = f"{mode}@test.com"
+                response = self.accept(self.new_link(email), username=mode)
+                self.assertIs(True, response.get_json()["data"]["email_verified"])
+                self.assertEqual([], stored_mails())
+                self.assertEqual(200, self.log_in_status("test", email))
+
+    def test_deleted(self) -> None:
+        """The deletion of a user deletes the invitation of their email."""
+        token = self.new_link()
+        user = add_user("bob", "bob@test.com", "test")
+        headers = {"Authorization": f"Bearer {self.admin_token}"}
+        self.assertEqual(200, self.client.delete(f"/users/{user.id}", headers=headers).status_code)
+
+        self.assert_error(self.accept(token), errors.LinkInvalid)
 
     def test_expired(self) -> None:
         """A link is valid for INVITATION_LINK_SECONDS from the invitation; the row is purged."""

@@ -71,6 +71,47 @@ class TestNotices(NoticesTestCase):
 
         self.assertEqual([], self.send_mail())
 
+    def test_network_of_a_link(self) -> None:
+        """The network from which a user confirms their email or resets the password is known."""
+        self.app.config["EMAIL_VERIFICATION"] = "required"
+        body = {"username": "bob", "email": "bob@test.com", "password": "test"}
+        self.post("/auth/register", **body)
+        self.post("/auth/verify", token=self.receive("verify", "bob@test.com"))
+        self.assertEqual(200, self.log_in_status("test", "bob@test.com"))
+        self.post("/auth/password/forgot", email="ada@test.com")
+        token = self.receive("reset")
+        self.post("/auth/password/reset", token=token, new_password="another")
+        self.send_mail()  # that the password was changed
+        self.assertEqual(200, self.log_in_status("another"))
+
+        self.assertEqual([], self.send_mail())
+
+    def test_changed_email(self) -> None:
+        """A user who changes their email stays known at their addresses."""
+        self.log_in_from("192.0.2.7")
+        body = {"email": "new@test.com", "current_password": "test"}
+        self.post("/auth/email", self.token, **body)
+        (message,) = (mail for mail in self.send_mail() if mail["To"] == "new@test.com")
+        self.post("/auth/email/confirm", token=self.link_in(message, "email"))
+        self.send_mail()  # that the email was changed
+
+        login = {"email": "new@test.com", "password": "test"}
+        environ = {"REMOTE_ADDR": "192.0.2.7"}
+        response = self.client.post("/auth/login", json=login, environ_overrides=environ)
+
+        self.assertEqual(200, response.status_code)
+        self.assertEqual([], self.send_mail())
+
+    def test_limit(self) -> None:
+        """An address gets five notices of a kind in an hour, and the acts succeed all the same."""
+        for number in range(8):
+            self.assertEqual(200, self.log_in_from(f"192.0.{number}.7"))
+        self.assertEqual(5, len(self.send_mail()))
+
+        self.move_clock(3_600)
+        self.assertEqual(200, self.log_in_from("198.51.100.7"))
+        self.assertEqual(1, len(self.send_mail()))
+
     def test_nothing_is_known(self) -> None:
         """With KNOWN_ADDRESS_DAYS=0 no network is ever known, and users are not told of logins."""
         self.app.config["KNOWN_ADDRESS_DAYS"] = 0

@@ -15,7 +15,13 @@ from project.models import User
 from project.tests.accounts.cases import at_once
 from project.tests.accounts.mail_case import ON_ITS_WAY, MailTestCase
 from project.tests.base import BaseTestCase
-from project.tests.rows import ORIGIN, stored_events, stored_mails, stored_users
+from project.tests.rows import (
+    ORIGIN,
+    stored_events,
+    stored_mails,
+    stored_sessions,
+    stored_users,
+)
 
 FORGOT, RESET = "/auth/password/forgot", "/auth/password/reset"
 NEW = "correct-horse-battery"
@@ -37,6 +43,11 @@ class ResetTestCase(MailTestCase):
     def reset(self, token: str, password: str = NEW) -> TestResponse:
         """Return the response to a client that sends the token of a link."""
         return self.post(RESET, token=token, new_password=password)
+
+    def store(self, **values: object) -> None:
+        """Change columns of the user."""
+        db.session.execute(update(User).values(values))
+        db.session.commit()
 
     def assert_invalid(self, token: str) -> None:
         """Check that a token is refused, and the password stays."""
@@ -95,6 +106,7 @@ class TestReset(ResetTestCase):
 
     def test_at_once(self) -> None:
         """Of fifty resets at once with one link, exactly one succeeds."""
+        self.store(email_verified=True)
         token = self.new_link()
 
         answers = at_once(*[lambda n=n: self.reset(token, f"{NEW} {n}") for n in range(50)])
@@ -102,7 +114,7 @@ class TestReset(ResetTestCase):
         statuses = [answer.status_code for answer in answers]
         self.assertEqual(1, statuses.count(200), statuses)
         winner = statuses.index(200)
-        self.assertEqual({200, 400, 503}, {*statuses, 400, 503})
+        self.assertLessEqual(set(statuses), {200, 400, 503})
         self.assertEqual(200, self.log_in_status(f"{NEW} {winner}"))
         self.assertEqual(1, [one["kind"] for one in stored_events()].count("password_reset"))
 
@@ -207,24 +219,24 @@ class TestInvalid(ResetTestCase):
                 self.store(**{name: before[name] for name in change})
         self.assert_done(self.reset(token), DONE)
 
-    def store(self, **values: object) -> None:
-        """Change columns of the user."""
-        db.session.execute(update(User).values(values))
-        db.session.commit()
-
     def test_changed_meanwhile(self) -> None:
         """If the account changes while the new password is hashed, the link is refused."""
         token = self.new_link()
         hashed = "$2b$04$" + "x" * 53
+        before = stored_sessions()
+        for values in ({"password": "another"}, {"active": False}, {"email": "new@test.com"}):
 
-        def change(_password: str) -> str:
-            with db.engine.begin() as connection:
-                connection.execute(update(User).values(email="new@test.com"))
-            return hashed
+            def change(_password: str, values: dict[str, Any] = values) -> str:
+                with db.engine.begin() as connection:
+                    connection.execute(update(User).values(values))
+                return hashed
 
-        with mock.patch("project.lib.hashing.hash", change):
-            self.assert_link_invalid(RESET, token, new_password=NEW)
-        self.assertNotEqual(hashed, stored_users()[0]["password"])
+            with self.subTest(values), mock.patch("project.lib.hashing.hash", change):
+                stored = stored_users()[0]
+                self.assert_link_invalid(RESET, token, new_password=NEW)
+                self.assertNotEqual(hashed, stored_users()[0]["password"])
+                self.assertEqual(before, stored_sessions())
+                self.store(**{name: stored[name] for name in values})
 
     def test_deactivated(self) -> None:
         """A deactivated user gets no link, and a link from before is refused."""

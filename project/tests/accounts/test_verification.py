@@ -9,7 +9,7 @@ from project import errors
 from project.accounts import rate_limits
 from project.tests.accounts.cases import at_once
 from project.tests.accounts.mail_case import ON_ITS_WAY, MailTestCase
-from project.tests.base import BaseTestCase
+from project.tests.base import BaseTestCase, bearer
 from project.tests.rows import add_user, stored_events, stored_mails, stored_sessions, stored_users
 
 VERIFY = "/auth/verify"
@@ -92,7 +92,21 @@ class TestRequired(VerificationTestCase):
         (message,) = self.send_mail()
         self.assertEqual("ada@test.com", message["To"])
         self.assertEqual("You already have an account at Example", message["Subject"])
+        self.link_in(message, "reset")
         self.assertEqual("registration_refused", stored_events()[-1]["kind"])
+
+    def test_taken_over(self) -> None:
+        """The owner of an address that another client has registered gets the account."""
+        self.register_bob(password="an attacker's")
+        self.send_mail()
+        self.assert_done(self.register_bob(username="robert"), PLEASE, 202)
+
+        token = self.receive("reset", "bob@test.com")
+        response = self.post("/auth/password/reset", token=token, new_password="bob's own")
+
+        self.assertEqual(200, response.status_code)
+        self.assertEqual(404, self.log_in_status("an attacker's", "bob@test.com"))
+        self.assertEqual(200, self.log_in_status("bob's own", "bob@test.com"))
 
     def test_taken_username(self) -> None:
         """A taken username is refused, and the answer does not tell whether the email is taken."""
@@ -192,11 +206,24 @@ class TestOptional(VerificationTestCase):
         self.assertIs(False, response.get_json()["data"]["email_verified"])
         token = response.get_json()["auth_token"]
         self.assertIs(False, self.get("/auth/status", token).get_json()["data"]["email_verified"])
+        self.assertEqual(200, self.log_in_status("test", "bob@test.com"))
 
         self.assert_done(self.verify(self.receive("verify", "bob@test.com")), DONE)
 
         self.assertIs(True, self.get("/auth/status", token).get_json()["data"]["email_verified"])
         self.assertEqual(200, self.log_in_status("test", "bob@test.com"))
+
+    def test_limit(self) -> None:
+        """A client that registers and deletes an account causes three emails an hour at most."""
+        self.app.config["RATE_LIMITS"] = True
+        rate_limits.init_app(self.app)
+        for _ in range(3):
+            token = self.register_bob().get_json()["auth_token"]
+            body = {"current_password": "test"}
+            deleted = self.client.delete("/auth/account", json=body, headers=bearer(token))
+            self.assertEqual(200, deleted.status_code)
+
+        self.assert_error(self.register_bob(), errors.TooManyAttempts)
 
     def test_taken_email(self) -> None:
         """A taken email is refused as ever."""
