@@ -8,6 +8,7 @@ import time
 import unittest
 from collections import Counter
 from collections.abc import Callable
+from typing import ClassVar
 
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine, make_url, text
@@ -29,19 +30,28 @@ MAX_TWICE = 16  # what a sender sends at once
 class TestSenders(unittest.TestCase):
     """Processes on a database of their own, and a mail server with TLS."""
 
-    def setUp(self) -> None:
-        """Start the mail server, and migrate the database."""
-        self.url = self.enterContext(scratch.database())
-        self.server = self.enterContext(MailServer())
-        self.settings = {
+    url: str
+    base: ClassVar[dict[str, str]]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Migrate the database."""
+        cls.url = cls.enterClassContext(scratch.database())
+        cls.base = {
             "APP_SETTINGS": "project.config.ProductionConfig",
             "SECRET_KEY": "0123456789abcdef" * 2,
-            "DATABASE_URL": self.url,
-            "SMTP_URL": self.server.url,
-            "SSL_CERT_FILE": certificate()[0],
-            **MAIL,
+            "DATABASE_URL": cls.url,
         }
-        self.assertEqual(0, scratch.manage("db", "upgrade", **self.settings).returncode)
+        migrated = scratch.manage("db", "upgrade", **cls.base)
+        if migrated.returncode:
+            raise RuntimeError(migrated.stderr)
+
+    def setUp(self) -> None:
+        """Empty the outbox, and start the mail server."""
+        self.execute("DELETE FROM mails")
+        self.server = self.enterContext(MailServer())
+        mail = {"SMTP_URL": self.server.url, "SSL_CERT_FILE": certificate()[0], **MAIL}
+        self.settings = self.base | mail
 
     def execute(self, statement: str) -> list[tuple[object, ...]]:
         """Execute a statement, and return its rows if it has any."""
@@ -80,7 +90,7 @@ class TestSenders(unittest.TestCase):
     def assert_runs(self, process: "subprocess.Popen[bytes]") -> None:
         """Check that a process still runs after a time in which a sender polls the outbox."""
         with self.assertRaises(subprocess.TimeoutExpired):
-            process.wait(2 * POLL_INTERVAL)
+            process.wait(1.5 * POLL_INTERVAL)
 
     def start_sender(self) -> "subprocess.Popen[bytes]":
         """Start `manage.py send_mail`."""
