@@ -37,7 +37,8 @@ def register(
     password_policy.check_new(password, username, email)
     rate_limits.limits().registration(origin.ip)
     if verification.is_on() and outbox.is_configured():
-        mails.count_request(mails.Kind.VERIFY, email, origin)
+        # Not together with the links that users request again.
+        mails.count_request(mails.Kind.ALREADY_REGISTERED, email, origin)
     user = User(username, email, password)
     if verification.is_required():
         _register_unconfirmed(user, origin)
