@@ -136,8 +136,9 @@ def _is_sealed(purpose: Purpose, given: str, state: tuple[str, ...]) -> bool:
 
 
 def _state(user: Row[Any], new_email: str | None) -> tuple[str, ...]:
-    return user.email, user.password, str(user.email_verified), new_email or ""
+    verified = str(user.email_verified)
+    return str(user.id), user.email, user.password, verified, new_email or ""
 
 
 def _invitation_state(invitation: Row[Any]) -> tuple[str, ...]:
-    return invitation.email, invitation.created_at.isoformat()
+    return str(invitation.id), invitation.email, invitation.created_at.isoformat()

@@ -140,8 +140,8 @@ def change_user(
     reactivating a user ends their sessions. The last active admin can be neither deactivated nor
     demoted. With `If-Match`, the change is made only if no other request has changed the user.
 
-    If the service can send email, callers have to confirm a new email of their own: the answer is
-    202, the other changes are made, and the new email gets a link.
+    If SMTP_URL is set or EMAIL_VERIFICATION is not `off`, callers have to confirm a new email of
+    their own: the answer is 202, the other changes are made, and the new email gets a link.
     """
     own = path.user_id == g.user.id
     user, email_unconfirmed = administration.change(
