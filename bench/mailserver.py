@@ -1,6 +1,7 @@
 """A mail server on loopback with STARTTLS and AUTH, and a certificate made by `openssl`."""
 
 import asyncio
+import atexit
 import shutil
 import socket
 import ssl
@@ -24,6 +25,7 @@ def certificate() -> tuple[str, str]:
     if not shutil.which("openssl"):
         raise RuntimeError("The certificate of the mail server needs openssl: install it.")
     folder = Path(tempfile.mkdtemp(prefix="certificate-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     files = str(folder / "certificate.pem"), str(folder / "key.pem")
     subprocess.run(
         [

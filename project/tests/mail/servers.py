@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import threading
+import unittest
 from collections.abc import Iterator
 from typing import Any, ClassVar
 from unittest import mock
@@ -20,6 +22,8 @@ from project.models import mails_table
 from project.tests.base import BaseTestCase
 
 MAIL = {"MAIL_FROM": "Example <users@app.example>", "LINK_BASE_URL": "https://app.example"}
+
+needs_openssl = unittest.skipUnless(shutil.which("openssl"), "openssl is not installed")
 
 
 @contextlib.contextmanager
@@ -47,6 +51,7 @@ def raw_server(*, drip: bool) -> Iterator[int]:
         thread.join()
 
 
+@needs_openssl
 class MailServerTestCase(BaseTestCase):
     """A test with a mail server, whose certificate the application trusts."""
 

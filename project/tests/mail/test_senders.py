@@ -18,7 +18,7 @@ from bench.pgproxy import PostgresProxy
 from project.config import database_url
 from project.mail.sender import POLL_INTERVAL
 from project.tests import scratch
-from project.tests.mail.servers import MAIL
+from project.tests.mail.servers import MAIL, needs_openssl
 from project.tests.scratch import ON_POSTGRESQL, Service
 
 TIMEOUT = 60  # seconds
@@ -27,6 +27,7 @@ NUMBER = 300 if ON_POSTGRESQL else 50
 MAX_TWICE = 16  # what a sender sends at once
 
 
+@needs_openssl
 class TestSenders(unittest.TestCase):
     """Processes on a database of their own, and a mail server with TLS."""
 

@@ -21,7 +21,7 @@ from project.ops import checks
 from project.ops.checks import Finding, Server, Verdict
 from project.tests import scratch
 from project.tests.lib.cases import ScratchTestCase
-from project.tests.mail.servers import MAIL
+from project.tests.mail.servers import MAIL, needs_openssl
 from project.tests.scratch import ON_POSTGRESQL
 
 KEY, OTHER = secrets.token_hex(32), secrets.token_hex(32)
@@ -321,6 +321,7 @@ class TestFindings(FindingsTestCase):
         self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "1"}, "opens at most 33", Verdict.OK)
 
 
+@needs_openssl
 class TestMail(FindingsTestCase):
     """Findings about email, with a mail server on loopback."""
 
