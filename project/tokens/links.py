@@ -58,11 +58,7 @@ def decode(purpose: Purpose, token: str, *, keys: tuple[str, ...], now: datetime
         raise TokenInvalid
     issued_at, expires_at = (codec.integer(payload, claim) for claim in ("iat", "exp"))
     codec.check_times(issued_at, expires_at, now)
-    claims = LinkClaims(subject, state, email, issued_at, expires_at)
-    # base64url can write the same bytes in several ways. Only the one of `encode` is valid.
-    if not any(hmac.compare_digest(token, encode(purpose, claims, key=key)) for key in keys):
-        raise TokenInvalid
-    return claims
+    return LinkClaims(subject, state, email, issued_at, expires_at)
 
 
 def _kind(purpose: Purpose) -> codec.Kind:
