@@ -5,6 +5,7 @@ one for production, whichever class of settings APP_SETTINGS names.
 """
 
 import ipaddress
+import itertools
 import math
 import os
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,11 +22,12 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from project import clock
+from project.accounts.mails import Kind
 from project.config import DAY, strong_key
 from project.errors import ConfigurationError
 from project.extensions import db
 from project.lib import database, hashing
-from project.mail import outbox
+from project.mail import outbox, rendering
 from project.mail.transport import SmtpTransport, describe
 
 # OWASP's Password Storage Cheat Sheet: a cost of at least 10, and less than a second.
@@ -243,12 +246,26 @@ def _mail(config: Config) -> Iterator[Finding]:
         plain = f"SMTP_URL starts with smtp:// without ?starttls: {sent} can be read in the network"
         secure = "Add ?starttls, or use smtps://."
         yield (wrong if server.username else note)(f"{plain}. {secure}")
+    yield from _templates()
     try:
         SmtpTransport(url).check()
     except Exception as error:  # noqa: BLE001  # whatever it is, no email can be sent
         yield wrong(f"The mail server of SMTP_URL cannot be used: {describe(error)}")
     else:
         yield ok("The mail server of SMTP_URL can be reached, and accepts the user and password.")
+
+
+def _templates() -> Iterator[Finding]:
+    """Render every email in every language, as an operator's templates may have errors."""
+    values = {"id": 0, "address": "user@example.com", "created_at": clock.utcnow()}
+    for kind, language in itertools.product(Kind, rendering.languages()):
+        parameters = {"ip": "192.0.2.1"}
+        mail: Any = SimpleNamespace(kind=kind, language=language, parameters=parameters, **values)
+        try:
+            rendering.render(mail, link="https://app.example/", minutes=30)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the email cannot be sent
+            reason = f"{type(error).__name__}: {error}"
+            yield wrong(f"The templates of {kind} in {language!r} cannot be rendered: {reason}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -344,6 +344,20 @@ class TestMail(FindingsTestCase):
             self.assertNotIn(secret, texts)
         return texts
 
+    def test_templates(self) -> None:
+        """A template of the operator that cannot be rendered is found before it is needed."""
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        (folder / "de").mkdir()
+        for template, reason in (
+            ('{% set subject = "x" %}{{ nothing }}', "UndefinedError: 'nothing' is undefined"),
+            ("no subject", "has no attribute 'subject'"),
+            ("{% if %}", "TemplateSyntaxError"),
+        ):
+            (folder / "de" / "reset.txt").write_text(template)
+            settings = self.mail | {"MAIL_TEMPLATES": str(folder)}
+            found = self.assert_found(settings, "The templates of reset in 'de'")
+            self.assertIn(reason, found)
+
     def test_not_configured(self) -> None:
         """Without SMTP_URL there is a note; with EMAIL_VERIFICATION=required that is wrong."""
         words = "SMTP_URL is not set"
