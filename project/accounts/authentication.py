@@ -135,7 +135,7 @@ def change_password(
 
     def replace() -> int:
         stored, hashed = verify_password(user.id, current, attempt, refuse), new_hash()
-        # Sessions before the UPDATE: see `sessions.end_all`.
+        sessions.lock_user(user.id)
         sessions.lock(user.id, user.session_id)
         ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
         if not _replace_password(user.id, stored, hashed):

@@ -31,7 +31,7 @@ def reset_password(token: str, new_password: str, origin: audit.Origin) -> None:
     user, _ = links.user_of(Purpose.RESET, token)
     password_policy.check_new(new_password, user.username, user.email, field="new_password")
     values = {"password": hashing.hash(new_password), "email_verified": True}
-    # Sessions before the UPDATE: see `sessions.end_all`.
+    # Before the UPDATE: see `sessions.lock_user`.
     ended = sessions.end_all(user.id)
     if not database.write(update(users_table).where(*links.unchanged(user)).values(values)):
         raise errors.LinkInvalid

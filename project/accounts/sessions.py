@@ -295,6 +295,17 @@ def _repeated_or_refuse(
     return session
 
 
+def lock_user(user_id: int) -> None:
+    """Keep other transactions from changing a user and from starting or ending their sessions.
+
+    A transaction locks the user, then locks or ends sessions, and updates the user at last. A
+    refresh locks its session before it records an event for the user. The event does not wait for
+    this lock, but for an UPDATE that follows a change of a name.
+    """
+    user = select(_users.id).where(_users.id == user_id)
+    db.session.execute(user.with_for_update(key_share=True))
+
+
 def lock(user_id: int, session_id: str) -> None:
     """Keep other transactions from ending a live session until this one is over.
 
@@ -332,14 +343,9 @@ def _end(user_id: int, session_id: str) -> int:
 
 
 def end_all(user_id: int, *, but: str | None = None) -> int:
-    """End the sessions of a user, all or all but one, and return how many.
-
-    A transaction ends sessions before it updates the user. A refresh locks its session before it
-    records an event for the user, and waits for an UPDATE that follows a change of a name.
-    """
+    """End the sessions of a user, all or all but one, and return how many."""
     # A concurrent login waits for this lock (`_START`), and so it starts its session afterwards.
-    user = select(_users.id).where(_users.id == user_id)
-    db.session.execute(user.with_for_update(key_share=True))
+    lock_user(user_id)
     statement = delete(sessions_table).where(_sessions.user_id == user_id)
     if but is not None:
         statement = statement.where(_sessions.id != but)
