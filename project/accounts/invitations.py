@@ -6,14 +6,14 @@ Functions here write and may flush. The caller commits.
 from datetime import timedelta
 
 from flask import current_app
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
 from project import clock, errors
 from project.accounts import audit, links, mails, password_policy, registration, sessions
 from project.extensions import db
 from project.lib import database
-from project.models import User, invitations_table, username_key, users_table
+from project.models import User, invitations_table
 
 _invitations = invitations_table.c
 
@@ -26,8 +26,7 @@ def invite(email: str, username: str | None, origin: audit.Origin) -> None:
     Raise MailNotConfigured.
     """
     mails.check_configured()
-    taken = _taken(email, username)
-    if taken:
+    if taken := registration.names_in_use(username, email):
         raise registration.conflict(taken, errors.UsernameExists)
     audit.lock_actor(origin)
     now = clock.utcnow()
@@ -42,16 +41,6 @@ def invite(email: str, username: str | None, origin: audit.Origin) -> None:
     invitation_id = db.session.scalars(replacing.returning(_invitations.id)).one()
     mails.add(mails.Kind.INVITATION, email, origin, invitation=str(invitation_id))
     audit.record(audit.Kind.USER_INVITED, origin, user_id=None)
-
-
-def _taken(email: str, username: str | None) -> dict[str, str]:
-    users = users_table.c
-    same = {"email": users.email == email}
-    if username is not None:
-        same["username"] = users.username_key == username_key(username)
-    query = select(*(is_same.label(field) for field, is_same in same.items()))
-    rows = database.fetch_all(query.where(or_(*same.values())))
-    return {field: "is taken" for field in same if any(getattr(row, field) for row in rows)}
 
 
 def accept(

@@ -18,8 +18,8 @@ from project.tokens.links import LinkClaims, Purpose
 
 _users = users_table.c
 _USER = select(
-    _users.id, _users.username, _users.email, _users.password, _users.email_verified, _users.active
-)
+    _users.id, _users.username, _users.email, _users.password, _users.email_verified
+).where(_users.active)
 _USER_BY_ID = _USER.where(_users.id == bindparam("user_id"))
 _USER_BY_EMAIL = _USER.where(_users.email == bindparam("email"))
 _invitations = invitations_table.c
@@ -36,12 +36,12 @@ class Link(NamedTuple):
 
 
 def user_by_id(user_id: int) -> Row[Any] | None:
-    """Return the user whom a link is about, or None."""
+    """Return the active user whom a link is about, or None."""
     return database.fetch_one(_USER_BY_ID, user_id=user_id)
 
 
 def user_by_email(email: str) -> Row[Any] | None:
-    """Return the user whom a link is about, or None."""
+    """Return the active user whom a link is about, or None."""
     return database.fetch_one(_USER_BY_EMAIL, email=email)
 
 
@@ -82,7 +82,7 @@ def user_of(purpose: Purpose, token: str) -> tuple[Row[Any], str | None]:
     """Return the active user of a link, and the new email in it; raise LinkInvalid."""
     claims = _claims(purpose, token)
     user = user_by_id(claims.subject)
-    if user is None or not user.active:
+    if user is None:
         raise errors.LinkInvalid
     _check_state(purpose, claims, _state(user, claims.email))
     return user, claims.email
@@ -113,8 +113,8 @@ def unchanged(user: Row[Any]) -> tuple[ColumnElement[bool], ...]:
 
     An UPDATE with them decides between any number of requests with the same link.
     """
-    bound = _users.email, _users.password, _users.email_verified, _users.active
-    return _users.id == user.id, *(column == getattr(user, column.name) for column in bound)
+    bound = _users.id, _users.email, _users.password, _users.email_verified
+    return _users.active, *(column == getattr(user, column.name) for column in bound)
 
 
 def _claims(purpose: Purpose, token: str) -> LinkClaims:

@@ -103,17 +103,17 @@ def _link(mail: Row[Any]) -> Link | None:
         # registered can so take the account over.
         case Kind.RESET | Kind.ALREADY_REGISTERED:
             user = links.user_by_email(mail.address)
-            if user and user.active:
+            if user:
                 return links.for_user(Purpose.RESET, user, config["RESET_LINK_SECONDS"])
         case Kind.VERIFY:
             user = links.user_by_email(mail.address)
-            if user and user.active and not user.email_verified:
+            if user and not user.email_verified:
                 return links.for_user(Purpose.VERIFY, user, config["VERIFICATION_LINK_SECONDS"])
         case Kind.EMAIL:
             user = links.user_by_id(mail.user_id)
             # An attacker's request from before a reset must not get a link that is valid after it.
             state = mail.parameters["state"]
-            if user and user.active and links.is_state_of_change(state, user, mail.address):
+            if user and links.is_state_of_change(state, user, mail.address):
                 seconds = config["EMAIL_LINK_SECONDS"]
                 return links.for_user(Purpose.EMAIL, user, seconds, mail.address)
         case Kind.INVITATION:

@@ -133,23 +133,29 @@ def taken_names(
     diagnostics = getattr(error.orig, "diag", None)
     # The name of the constraint on PostgreSQL, of the column on SQLite; neither has a value in it.
     violated = str(diagnostics.constraint_name if diagnostics else error.orig)
-    columns = users_table.c
-    wanted: dict[str, Any] = {}
-    if username is not None:
-        wanted["username"] = columns.username_key == username_key(username)
-    if email is not None:
-        wanted["email"] = columns.email == email
-    if not any(field in violated for field in wanted):
+    wanted = {"username": username, "email": email}
+    names = {field for field, name in wanted.items() if name is not None and field in violated}
+    if not names:
         raise error
-    others = select(*(same.label(field) for field, same in wanted.items())).where(
-        or_(*wanted.values()), columns.id != (but or 0)
+    names |= names_in_use(username, email, but=but).keys()
+    return {field: "is taken" for field in wanted if field in names}
+
+
+def names_in_use(
+    username: str | None, email: str | None, *, but: int | None = None
+) -> dict[str, str]:
+    """Return for the username, the email or both that a user, other than `but`, has them now."""
+    columns = users_table.c
+    same: dict[str, Any] = {}
+    if username is not None:
+        same["username"] = columns.username_key == username_key(username)
+    if email is not None:
+        same["email"] = columns.email == email
+    others = select(*(is_same.label(field) for field, is_same in same.items())).where(
+        or_(*same.values()), columns.id != (but or 0)
     )
     rows = database.fetch_all(others)
-    return {
-        field: "is taken"
-        for field in wanted
-        if field in violated or any(getattr(row, field) for row in rows)
-    }
+    return {field: "is taken" for field in same if any(getattr(row, field) for row in rows)}
 
 
 def conflict(taken: dict[str, str], username: type[errors.ServiceError]) -> errors.ServiceError:

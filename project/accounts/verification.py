@@ -48,7 +48,7 @@ def verify(token: str, origin: audit.Origin) -> None:
     """
     user, _ = links.user_of(Purpose.VERIFY, token)
     verified = update(users_table).where(*links.unchanged(user)).values(email_verified=True)
-    if user.email_verified or not database.write(verified):
+    if not database.write(verified):
         raise errors.LinkInvalid
     rate_limits.limits().remember(user.email, origin.ip)
     audit.record(audit.Kind.EMAIL_VERIFIED, origin, user_id=user.id)
