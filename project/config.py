@@ -53,6 +53,7 @@ _ORIGIN = re.compile(
 _NEVER_SHOWN = {
     "SECRET_KEY",
     "SECRET_KEY_FALLBACKS",
+    "ENCRYPTION_KEYS",
     "DATABASE_URL",
     "DATABASE_TEST_URL",
     "SMTP_URL",
@@ -93,15 +94,15 @@ def _make_instance_folder() -> None:
         ) from None
 
 
-def _development_key() -> str:
-    """Return the random key in the instance folder; the first process creates it.
+def _development_key(name: str) -> str:
+    """Return the random key in a file of the instance folder; the first process creates it.
 
     Creating a hard link is atomic: of several processes that start together exactly one succeeds.
     """
     _make_instance_folder()
-    path = INSTANCE / "secret_key"
+    path = INSTANCE / name
     if not path.exists():
-        draft = path.with_name(f"secret_key.{secrets.token_hex(8)}")
+        draft = path.with_name(f"{name}.{secrets.token_hex(8)}")
         draft.touch(mode=0o600, exist_ok=False)
         draft.write_text(secrets.token_hex(32), encoding="ascii")
         try:
@@ -208,12 +209,24 @@ def _link_base_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _issuer(text: str) -> str:
+    """Return the URL that identifies the service as an issuer of tokens (RFC 8414, 2)."""
+    url = urlsplit(text)
+    loopback = url.hostname in {"localhost", "127.0.0.1", "::1"}
+    if not url.hostname or (url.scheme != "https" and not (url.scheme == "http" and loopback)):
+        raise ValueError("must be an https URL; http is allowed for this machine only")
+    if url.query or url.fragment or url.username or text.endswith(("/", "?", "#")):
+        raise ValueError("must have no user, query, fragment or slash at the end")
+    return text
+
+
 def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError("is not a folder")
     return path
 
 
+Issuer = Annotated[str, AfterValidator(_issuer)]
 SmtpUrl = Annotated[str, AfterValidator(_smtp_url)]
 MailFrom = Annotated[str, AfterValidator(_mail_from)]
 LinkBaseUrl = Annotated[str, AfterValidator(_link_base_url)]
@@ -248,6 +261,15 @@ class BaseConfig(BaseModel):
     )
     SECRET_KEY_FALLBACKS: Annotated[Keys, AfterValidator(_strong_keys)] = Field(
         (), description="further keys that verify tokens, comma-separated"
+    )
+    ISSUER: Issuer | None = Field(
+        None, description="public URL of the service; if set, other services can verify tokens"
+    )
+    TOKEN_AUDIENCE: str | None = Field(
+        None, max_length=255, description="`aud` of tokens; by default the ISSUER"
+    )
+    ENCRYPTION_KEYS: Annotated[Keys, AfterValidator(_strong_keys)] = Field(
+        (), description="keys that encrypt stored secrets, comma-separated; needed with ISSUER"
     )
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         validation_alias="DATABASE_URL", description="by default an SQLite file in instance/"
@@ -359,6 +381,14 @@ class BaseConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_issuer(self) -> Self:
+        if self.ISSUER and not self.ENCRYPTION_KEYS:
+            raise ValueError("ISSUER needs ENCRYPTION_KEYS too")
+        if {self.SECRET_KEY, *self.SECRET_KEY_FALLBACKS} & set(self.ENCRYPTION_KEYS):
+            raise ValueError("ENCRYPTION_KEYS contains a key of SECRET_KEY: make another one")
+        return self
+
+    @model_validator(mode="after")
     def _check_mail(self) -> Self:
         missing = [name for name in ("MAIL_FROM", "LINK_BASE_URL") if getattr(self, name) is None]
         if self.SMTP_URL and missing:
@@ -401,8 +431,13 @@ class DevelopmentConfig(BaseConfig):
     DEBUG: ClassVar[bool] = True
     MAIL_FOLDER: ClassVar[Path | None] = INSTANCE / "mail"
 
-    SECRET_KEY: str = Field(default_factory=_development_key)
+    SECRET_KEY: str = Field(default_factory=lambda: _development_key("secret_key"))
     SECRET_KEY_FALLBACKS: Keys = ()
+    ENCRYPTION_KEYS: Keys = Field(
+        default_factory=lambda given: (
+            (_development_key("encryption_key"),) if given.get("ISSUER") else ()
+        )
+    )
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         default_factory=lambda: _embedded("users.db"), validation_alias="DATABASE_URL"
     )
@@ -427,6 +462,7 @@ class TestingConfig(BaseConfig):
 
     SECRET_KEY: str = Field(default_factory=lambda: secrets.token_hex(32))
     SECRET_KEY_FALLBACKS: Keys = ()
+    ENCRYPTION_KEYS: Keys = Field(default_factory=lambda: (secrets.token_hex(32),))
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         default_factory=lambda: _embedded("users_test.db"), validation_alias="DATABASE_TEST_URL"
     )

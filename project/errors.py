@@ -270,6 +270,41 @@ class TooManyAttempts(ServiceError):
     message = "Too many attempts. Please try again later."
 
 
+# Other services, as OAuth clients; each code is an error of RFC 6749 or RFC 7009
+
+
+class InvalidClient(ServiceError):
+    """The client is unknown or disabled, its secret is wrong, or the request has none."""
+
+    status = 401
+    code = "invalid_client"
+    message = "The client could not be authenticated."
+
+
+class UnsupportedGrantType(ServiceError):
+    """The client asks for a token with another grant than `client_credentials`."""
+
+    status = 400
+    code = "unsupported_grant_type"
+    message = "This grant type is not supported."
+
+
+class InvalidScope(ServiceError):
+    """The client asks for a scope that it may not have."""
+
+    status = 400
+    code = "invalid_scope"
+    message = "The client may not have this scope."
+
+
+class UnsupportedTokenType(ServiceError):
+    """The client revokes a client's own token, which belongs to no session."""
+
+    status = 400
+    code = "unsupported_token_type"
+    message = "Tokens of this type cannot be revoked."
+
+
 # The service itself
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     String,
     Table,
     TypeDecorator,
@@ -33,6 +34,7 @@ MAX_STORED_USER_AGENT = 512
 MAX_STORED_IP = 64
 MAX_REQUEST_ID = 64
 MAX_STORED_ERROR = 256
+MAX_STORED_WORDS = 512
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -54,6 +56,21 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Words(TypeDecorator[list[str]]):
+    """A short list of words, stored as OAuth writes a scope: with a space between two of them."""
+
+    impl = String(MAX_STORED_WORDS)
+    cache_ok = True
+
+    def process_bind_param(self, value: list[str] | None, dialect: Dialect) -> str | None:
+        """Return the words as one text."""
+        return None if value is None else " ".join(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> list[str] | None:
+        """Return the words of a text."""
+        return None if value is None else value.split()
 
 
 def _bytewise(length: int) -> String:
@@ -84,6 +101,8 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
     admin: Mapped[bool] = mapped_column(default=False, server_default=false())
     # Users from before the column count as verified.
     email_verified: Mapped[bool] = mapped_column(default=False, server_default=true())
+    # Other than `admin`: they mean something to other services only.
+    roles: Mapped[list[str]] = mapped_column(Words, default=list, server_default="")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=lambda: clock.utcnow())
 
     __table_args__ = (
@@ -186,11 +205,68 @@ class Session(db.Model):  # type: ignore[name-defined,misc]  # the base is made 
     ip: Mapped[str | None] = mapped_column(String(MAX_STORED_IP))
     user_agent: Mapped[str] = mapped_column(String(MAX_STORED_USER_AGENT))
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # When the current auth token expires; None in sessions from before the column.
+    token_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __table_args__ = (
         Index(None, "user_id", "expires_at"),
         Index(None, "expires_at"),
     )
+
+
+class EndedSession(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A session that ended while other services may still accept its auth token."""
+
+    __tablename__ = "ended_sessions"
+
+    session_id: Mapped[str] = mapped_column(String(ids.SESSION_LENGTH), primary_key=True)
+    ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # When its last auth token expires.
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # In the feed; None until it is read for the first time after the commit.
+    position: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        UniqueConstraint("position"),
+        Index(None, "expires_at"),
+        Index(
+            "ended_sessions_new_idx",
+            "ended_at",
+            "session_id",
+            postgresql_where=text("position IS NULL"),
+            sqlite_where=text("position IS NULL"),
+        ),
+    )
+
+
+class SigningKey(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A key pair that signs auth tokens; `tokens/signing_keys.py` says when each key is used."""
+
+    __tablename__ = "signing_keys"
+
+    kid: Mapped[str] = mapped_column(String(43), primary_key=True)  # its RFC 7638 thumbprint
+    public: Mapped[dict[str, str]] = mapped_column(JSON)  # a JWK (RFC 7517)
+    private: Mapped[bytes] = mapped_column(LargeBinary)  # encrypted under ENCRYPTION_KEYS
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    signs_from: Mapped[datetime] = mapped_column(UtcDateTime)
+    # None until another key replaces this one.
+    verifies_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Client(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """Another service, which authenticates as an OAuth client with a secret."""
+
+    __tablename__ = "clients"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    audience: Mapped[str] = mapped_column(String(255))
+    scope: Mapped[list[str]] = mapped_column(Words)  # what its own tokens may be for
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # SHA-256, in hexadecimal: a secret has 256 random bits, which no attacker can guess.
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    previous_hash: Mapped[str | None] = mapped_column(String(64))
+    previous_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class Event(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
@@ -298,6 +374,9 @@ class Mail(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
 # The tables, for statements that read or write columns instead of objects.
 users_table = cast(Table, User.__table__)
 sessions_table = cast(Table, Session.__table__)
+ended_sessions_table = cast(Table, EndedSession.__table__)
+signing_keys_table = cast(Table, SigningKey.__table__)
+clients_table = cast(Table, Client.__table__)
 events_table = cast(Table, Event.__table__)
 throttles_table = cast(Table, Throttle.__table__)
 known_addresses_table = cast(Table, KnownAddress.__table__)

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import os
 import unittest
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,7 +15,19 @@ from sqlalchemy import delete, text
 from werkzeug.test import TestResponse
 
 from project import UsersService, clock, create_app, db, errors
-from project.models import Event, Invitation, KnownAddress, Mail, Throttle, User
+from project.models import (
+    Client as OAuthClient,
+)
+from project.models import (
+    EndedSession,
+    Event,
+    Invitation,
+    KnownAddress,
+    Mail,
+    SigningKey,
+    Throttle,
+    User,
+)
 from project.tests.conformance import TESTING, conformance
 from project.tests.rows import stored_sessions, stored_users
 
@@ -30,6 +43,19 @@ FAILURES_OF_USERS = {
     errors.PreconditionFailed,
     errors.UsernameExists,
 }
+
+
+TABLES = (
+    User,
+    Throttle,
+    KnownAddress,
+    Event,
+    Mail,
+    Invitation,
+    EndedSession,
+    SigningKey,
+    OAuthClient,
+)
 
 
 class Client(FlaskClient):
@@ -55,20 +81,22 @@ class BaseTestCase(unittest.TestCase):
     """A test that speaks HTTP to an application with a migrated and empty database."""
 
     settings: ClassVar[dict[str, Any]] = {}  # configuration that differs from TestingConfig
+    environment: ClassVar[dict[str, str]] = {}  # variables that the application is created with
     app: UsersService
     client: FlaskClient
     _migrated: ClassVar[set[str]] = set()
 
     def setUp(self) -> None:
         """Empty the database, push a context for direct use of the models, make a client."""
-        self.app = create_app(TESTING)
+        with mock.patch.dict(os.environ, self.environment):
+            self.app = create_app(TESTING)
         self.app.config.update(self.settings)
         context = self.app.app_context()
         context.push()
         self.addCleanup(context.pop)
         self.addCleanup(self._close_database)
         self._migrate_once()
-        for table in (User, Throttle, KnownAddress, Event, Mail, Invitation):
+        for table in TABLES:
             db.session.execute(delete(table))
         if not self.on_postgresql:
             # After a test that uses the highest id, SQLite would have no id for the next one.
