@@ -8,12 +8,14 @@ from project.api import cors, docs, error_handlers, guards, https, rate_limit_he
 from project.api.application import UsersService
 from project.api.auth import auth_blueprint
 from project.api.health import health_blueprint
+from project.api.oauth import oauth_blueprint
 from project.api.users import users_blueprint
 from project.config import DEFAULT_SETTINGS, SERVICE_NAME, BaseConfig
 from project.errors import ConfigurationError
 from project.extensions import bcrypt, db, migrate
 from project.lib import bulkhead, database, forwarded, hashing, logs, metrics, readiness
 from project.mail import outbox, rendering, sender
+from project.tokens import signing_keys
 
 __all__ = ["UsersService", "bcrypt", "create_app", "create_server", "db", "migrate"]
 
@@ -40,6 +42,7 @@ def create_app(settings: str | None = None) -> UsersService:
     rate_limits.init_app(app)
     rendering.init_app(app)
     outbox.init_app(app)
+    signing_keys.init_app(app)
     requests.init_app(app)
     error_handlers.init_app(app)
     https.init_app(app)
@@ -49,6 +52,8 @@ def create_app(settings: str | None = None) -> UsersService:
     app.register_api(auth_blueprint)
     app.register_api(health_blueprint)
     app.register_api(users_blueprint)
+    if app.config["ISSUER"]:
+        app.register_api(oauth_blueprint)
     docs.init_app(app)
     return app
 

@@ -35,6 +35,7 @@ MAX_STORED_IP = 64
 MAX_REQUEST_ID = 64
 MAX_STORED_ERROR = 256
 MAX_STORED_WORDS = 512
+MAX_STORED_AUDIENCE = 255
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -259,7 +260,7 @@ class Client(db.Model):  # type: ignore[name-defined,misc]  # the base is made a
     __tablename__ = "clients"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    audience: Mapped[str] = mapped_column(String(255))
+    audience: Mapped[str] = mapped_column(String(MAX_STORED_AUDIENCE))
     scope: Mapped[list[str]] = mapped_column(Words)  # what its own tokens may be for
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     # SHA-256, in hexadecimal: a secret has 256 random bits, which no attacker can guess.

@@ -82,6 +82,12 @@ class Kind(StrEnum):
     EMAIL_VERIFIED = auto()
     EMAIL_CHANGE_REQUESTED = auto()  # USER_CHANGED follows when the user confirms it
     USER_INVITED = auto()  # the event does not name the email
+    SESSION_REVOKED = auto()  # client: the service that ended it
+    CLIENT_ADDED = auto()  # client
+    CLIENT_SECRET_ROTATED = auto()  # client
+    CLIENT_DISABLED = auto()  # client
+    CLIENT_REFUSED = auto()  # why: unknown_client, wrong_secret, client_disabled; pause
+    KEYS_ROTATED = auto()  # key: its kid
 
 
 class Origin(NamedTuple):

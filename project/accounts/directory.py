@@ -161,3 +161,11 @@ def _first_match(entry: Row[Any], prefix: str) -> Position | None:
     """Return the first position of the entry's user whose name begins with `prefix`."""
     positions = (entry.username_key, False), (entry.email, True)
     return min((each for each in positions if each[0].startswith(prefix)), default=None)
+
+
+def roles_of(user: Any) -> list[str]:
+    """Return the roles of a user, of whom `user` has the columns as attributes.
+
+    Admins have the role `admin` before all others.
+    """
+    return [*(["admin"] if user.admin else []), *user.roles]

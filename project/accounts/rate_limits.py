@@ -100,6 +100,10 @@ class NoLimits:
         """Count a refresh token that a client sends."""
         return Attempt()
 
+    def client(self, name: str, ip: str | None) -> Attempt:
+        """Count a wrong secret that was sent for a client, which need not exist."""
+        return Attempt()
+
     def registration(self, ip: str | None) -> None:
         """Count a registration, which is never given back."""
 
@@ -166,6 +170,14 @@ class Limits(NoLimits):
     def refresh(self, ip: str | None) -> Attempt:
         """Count by address, together with the logins from there."""
         counts = [(f"login:{addresses.network(ip)}", self._address)]
+        return _Counted(counts, _count(counts, clock.utcnow(), set()))
+
+    def client(self, name: str, ip: str | None) -> Attempt:
+        """Count by address and by client, apart from logins."""
+        counts = [
+            (f"client:{addresses.network(ip)}", self._address),
+            (f"client:{_account(name)}", self._account),
+        ]
         return _Counted(counts, _count(counts, clock.utcnow(), set()))
 
     def registration(self, ip: str | None) -> None:

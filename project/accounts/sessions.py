@@ -25,11 +25,11 @@ from sqlalchemy import (
 )
 
 from project import clock, errors, ids
-from project.accounts import audit, mails, rate_limits
+from project.accounts import audit, directory, ended_sessions, mails, rate_limits
 from project.extensions import db
 from project.lib import database
 from project.models import sessions_table, users_table
-from project.tokens import codec, keys
+from project.tokens import auth_tokens, codec, keys
 
 MAX_LISTED = 1_000
 
@@ -68,7 +68,10 @@ _CALLER = _with_user(
     _users.email_verified,
     _users.created_at,
 )
-_SESSION = _with_user(_users.active, _users.email, *_sessions)
+_SESSION = _with_user(
+    _users.active, _users.email, _users.username, _users.admin, _users.roles, *_sessions
+)
+_ROLES = select(_users.admin, _users.roles).where(_users.id == bindparam("user_id"))
 _NEW_SESSION = {
     _sessions.id: bindparam("id", type_=_sessions.id.type),
     _sessions.user_id: _users.id,
@@ -78,6 +81,9 @@ _NEW_SESSION = {
     _sessions.ip: bindparam("ip", type_=_sessions.ip.type),
     _sessions.user_agent: bindparam("user_agent", type_=_sessions.user_agent.type),
     _sessions.expires_at: bindparam("expires_at", type_=_sessions.expires_at.type),
+    _sessions.token_expires_at: bindparam(
+        "token_expires_at", type_=_sessions.token_expires_at.type
+    ),
 }
 # FOR SHARE: no other transaction deactivates the user or changes the password before the commit.
 _START = (
@@ -144,9 +150,9 @@ def start(
             "email": email,
             "password_hash": password_hash,
             "now": now,
-            "expires_at": _expiry(now, now),
             "ip": origin.ip,
             "user_agent": origin.user_agent,
+            **_expiries(now, now),
         },
     ).one_or_none()
     if started is None:
@@ -155,19 +161,25 @@ def start(
     return _token_pair(started, now)
 
 
-def _expiry(now: datetime, logged_in_at: datetime) -> datetime:
-    """Return when a session expires that is used `now`."""
+def _expiries(now: datetime, logged_in_at: datetime) -> dict[str, datetime]:
+    """Return when a session that is used `now` expires, and when its auth token expires."""
     config = current_app.config
-    idle = max(keys.auth_token_lifetime(), config["REFRESH_EXPIRATION_SECONDS"])
-    return min(
-        now + timedelta(seconds=idle),
-        logged_in_at + timedelta(seconds=config["SESSION_EXPIRATION_SECONDS"]),
-    )
+    lifetime = keys.auth_token_lifetime()
+    end = logged_in_at + timedelta(seconds=config["SESSION_EXPIRATION_SECONDS"])
+    idle = max(lifetime, config["REFRESH_EXPIRATION_SECONDS"])
+    return {
+        "expires_at": min(now + timedelta(seconds=idle), end),
+        "token_expires_at": min(now + timedelta(seconds=lifetime), end),
+    }
 
 
 def _token_pair(session: Row[Any], now: datetime) -> TokenPair:
-    """Return the current tokens of `session`; every call for the same row returns the same ones."""
+    """Return the current tokens of `session`.
+
+    Every call for the same row returns tokens with the same claims, except for roles that changed.
+    """
     issued_at, end = int(session.last_used_at.timestamp()), int(session.expires_at.timestamp())
+    logged_in_at = int(session.created_at.timestamp())
     access = codec.AccessClaims(
         session.user_id, session.id, issued_at, min(issued_at + keys.auth_token_lifetime(), end)
     )
@@ -175,12 +187,14 @@ def _token_pair(session: Row[Any], now: datetime) -> TokenPair:
         session.user_id,
         session.id,
         session.generation,
-        int(session.created_at.timestamp()),
+        logged_in_at,
         issued_at,
         min(issued_at + current_app.config["REFRESH_EXPIRATION_SECONDS"], end),
     )
+    user = db.session.execute(_ROLES, {"user_id": session.user_id}).one() if keys.issuer() else None
+    roles = directory.roles_of(user) if user else []
     return TokenPair(
-        codec.encode_access(access, key=keys.signing_key()),
+        auth_tokens.encode(access, session.generation, logged_in_at, roles),
         codec.encode_refresh(refresh, key=keys.signing_key()),
         max(0, access.expires_at - int(now.timestamp())),
         max(0, refresh.expires_at - int(now.timestamp())),
@@ -194,14 +208,22 @@ def identify(auth_token: str) -> Row[Any]:
     TokenInvalid or TokenExpired for the token; TokenOfInactive when the user is deactivated or
     deleted; SessionEnded.
     """
-    now = clock.utcnow()
-    claims = codec.decode_access(auth_token, keys=keys.verification_keys(), now=now)
+    claims = auth_tokens.decode(auth_token)
     if claims.session_id is None:
         raise errors.TokenInvalid
     user = database.fetch_one(
-        _CALLER, user_id=claims.user_id, session_id=claims.session_id, now=now
+        _CALLER, user_id=claims.user_id, session_id=claims.session_id, now=clock.utcnow()
     )
     return _checked(user)
+
+
+def find_live(user_id: int, session_id: str) -> Row[Any]:
+    """Return a live session with name and roles of its active user, in one query.
+
+    Raise TokenOfInactive or SessionEnded.
+    """
+    about = {"user_id": user_id, "session_id": session_id, "now": clock.utcnow()}
+    return _checked(database.fetch_one(_SESSION, **about))
 
 
 def _checked(row: Row[Any] | None) -> Row[Any]:
@@ -263,9 +285,9 @@ def _rotate(claims: codec.RefreshClaims, now: datetime, origin: audit.Origin) ->
     values = {
         "generation": claims.generation + 1,
         "last_used_at": now,
-        "expires_at": _expiry(now, logged_in_at),
         "ip": origin.ip,
         "user_agent": origin.user_agent,
+        **_expiries(now, logged_in_at),
     }
     return db.session.execute(_ROTATE, conditions | values).one_or_none()
 
@@ -282,9 +304,7 @@ def _repeated_or_refuse(
         if row is None:
             about = {"user_id": None, "session_id": None}
         audit.refuse(error, audit.Kind.REFRESH_REFUSED, origin, **about, why=error.code)
-    interval = timedelta(seconds=current_app.config["REFRESH_REUSE_SECONDS"])
-    used_just_now = now - session.last_used_at <= interval
-    if session.generation != claims.generation + 1 or not used_just_now:
+    if not is_repeated(session, claims.generation, now):
         ended = _end(claims.user_id, claims.session_id)
         audit.record(audit.Kind.REFRESH_REUSED, origin, **about)
         if ended:  # by this request and not by another one with the same token
@@ -293,6 +313,12 @@ def _repeated_or_refuse(
         db.session.commit()
         raise errors.RefreshReused
     return session
+
+
+def is_repeated(session: Row[Any], generation: int, now: datetime) -> bool:
+    """Return whether the refresh token of this generation was replaced just now."""
+    interval = timedelta(seconds=current_app.config["REFRESH_REUSE_SECONDS"])
+    return bool(session.generation == generation + 1 and now - session.last_used_at <= interval)
 
 
 def lock_user(user_id: int) -> None:
@@ -338,18 +364,34 @@ def end(user_id: int, session_id: str, origin: audit.Origin) -> None:
     audit.record(audit.Kind.SESSION_ENDED, origin, user_id=user_id, session_id=session_id)
 
 
+def revoke(user_id: int, session_id: str, client: str, origin: audit.Origin) -> None:
+    """End a session, if it is live, for another service."""
+    if _end(user_id, session_id):
+        kind = audit.Kind.SESSION_REVOKED
+        audit.record(kind, origin, user_id=user_id, session_id=session_id, client=client)
+
+
 def _end(user_id: int, session_id: str) -> int:
-    return database.write(delete(sessions_table).where(_is_live(user_id, session_id)))
+    return _delete(_is_live(user_id, session_id))
+
+
+def _delete(condition: ColumnElement[bool]) -> int:
+    """End the sessions that match, and return how many; other services read of them in the feed."""
+    statement = delete(sessions_table).where(condition)
+    if not keys.issuer():
+        return database.write(statement)
+    columns = _sessions.id, _sessions.token_expires_at, _sessions.expires_at
+    ended = db.session.execute(statement.returning(*columns)).all()
+    ended_sessions.add(ended)
+    return len(ended)
 
 
 def end_all(user_id: int, *, but: str | None = None) -> int:
     """End the sessions of a user, all or all but one, and return how many."""
     # A concurrent login waits for this lock (`_START`), and so it starts its session afterwards.
     lock_user(user_id)
-    statement = delete(sessions_table).where(_sessions.user_id == user_id)
-    if but is not None:
-        statement = statement.where(_sessions.id != but)
-    return database.write(statement)
+    theirs = _sessions.user_id == user_id
+    return _delete(theirs if but is None else and_(theirs, _sessions.id != but))
 
 
 def log_out(

@@ -32,6 +32,17 @@ _VIEW_FAILURES = (
     errors.UsernameExists,
 )
 _REFUSED_TOKENS = (errors.TokenInvalid, errors.TokenExpired, errors.TokenOfInactive)
+_OAUTH_ERRORS = {
+    errors.InvalidClient,
+    errors.InvalidScope,
+    errors.UnsupportedGrantType,
+    errors.UnsupportedTokenType,
+}
+_OAUTH_ERRORS_BY_STATUS = {
+    429: "temporarily_unavailable",
+    500: "server_error",
+    503: "temporarily_unavailable",
+}
 _BY_STATUS: dict[int | None, type[errors.ServiceError]] = {
     404: errors.NotFound,
     405: errors.MethodNotAllowed,
@@ -57,8 +68,11 @@ def answer(error: errors.ServiceError) -> flask.Response:
     """Return the response to an error of the service."""
     flask.g.refusal = error.code
     status = envelope_status(type(error), request.blueprint)
-    response = failure(error, status, cast(Request, request).id)
-    if error.status == 401:
+    oauth = oauth_error(type(error), request.blueprint)
+    response = failure(error, status, cast(Request, request).id, oauth)
+    if isinstance(error, errors.InvalidClient):
+        response.headers["WWW-Authenticate"] = 'Basic realm="users"'
+    elif error.status == 401:
         # RFC 6750, 3.1: no error code if the request has no credentials.
         code = ', error="invalid_token"' if isinstance(error, _REFUSED_TOKENS) else ""
         response.headers["WWW-Authenticate"] = f'Bearer realm="users"{code}'
@@ -69,6 +83,15 @@ def envelope_status(error: type[errors.ServiceError], blueprint: str | None) -> 
     """Return the `status` member of the response to an error, "fail" or "error"."""
     in_view = blueprint == "users" and issubclass(error, _VIEW_FAILURES)
     return "fail" if in_view else "error"
+
+
+def oauth_error(error: type[errors.ServiceError], blueprint: str | None) -> str | None:
+    """Return the `error` of RFC 6749 in the response of a route for OAuth clients, or None."""
+    if blueprint != "oauth":
+        return None
+    if error in _OAUTH_ERRORS:
+        return error.code
+    return _OAUTH_ERRORS_BY_STATUS.get(error.status, "invalid_request")
 
 
 def answer_http(error: HTTPException) -> flask.Response:

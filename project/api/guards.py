@@ -9,8 +9,8 @@ from collections.abc import Callable
 from flask import current_app, g, request
 
 from project import errors
-from project.accounts import sessions
-from project.api import responses
+from project.accounts import clients, sessions
+from project.api import requests, responses
 from project.api.responses import Function
 
 TOKEN_ERRORS = (
@@ -98,6 +98,18 @@ def admin_or_self_unless_open() -> None:
     """Require an active admin or the user in the path, unless the users API is open."""
     if not current_app.config["USERS_API_OPEN"]:
         admin_or_self()
+
+
+@responses.raises(errors.InvalidClient, errors.TooManyAttempts)
+def client() -> None:
+    """Set `g.client` to the OAuth client whose name and secret the request has (Basic, RFC 7617).
+
+    Raises InvalidClient without them, and the errors of `clients.authenticate`.
+    """
+    given = request.authorization
+    if given is None or given.type != "basic":
+        raise errors.InvalidClient
+    g.client = clients.authenticate(given.username or "", given.password or "", requests.origin())
 
 
 def is_admin() -> bool:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 from project import errors
 from project.accounts import fields, verification
 from project.api import error_handlers, guards, schemas
+from project.api.requests import FORM
 from project.api.responses import Responses, failure
 from project.errors import ServiceError
 
@@ -53,7 +54,12 @@ SECURITY_SCHEMES: SecuritySchemesDict = {
         "scheme": "bearer",
         "bearerFormat": "JWT",
         "description": "The `auth_token` of a login, a registration or a refresh.",
-    }
+    },
+    "client": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "The name and the secret of another service, as an OAuth client.",
+    },
 }
 
 _STRING, _INTEGER = {"type": "string"}, {"type": "integer"}
@@ -63,11 +69,14 @@ _REQUEST_ID_HEADER = {
 }
 _LINK = {"description": "The next page, if there is one (RFC 8288).", "schema": _STRING}
 _ETAG = {"description": "The version of the user, for `If-Match` of a change.", "schema": _STRING}
+_ETAG_OF_KEYS = {"description": "For `If-None-Match` (RFC 9110, 13.1.2).", "schema": _STRING}
+_CACHE_CONTROL = {"description": "How long the answer may be kept.", "schema": _STRING}
 _LOCATION = {"description": "The path of the user.", "schema": _STRING}
 _HEADERS_BY_MODEL = {
     schemas.OneUser: {"ETag": _ETAG},
     schemas.ChangedUser: {"ETag": _ETAG},
     schemas.AddedUser: {"Location": _LOCATION},
+    schemas.KeySet: {"ETag": _ETAG_OF_KEYS, "Cache-Control": _CACHE_CONTROL},
 }
 _CHALLENGE = {"WWW-Authenticate": {"description": "RFC 6750, 3.", "schema": _STRING}}
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": _INTEGER}}
@@ -87,6 +96,7 @@ _ERROR_STATUS = {
     "enum": ["error", "fail"],
     "description": "`fail` where a view of `/users` refused the request, otherwise `error`.",
 }
+_OAUTH_ERROR = {"type": "string", "description": "On routes of OAuth: RFC 6749, 5.2."}
 _ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "Error": ("The request was refused.", {}),
     "FieldError": (
@@ -117,6 +127,7 @@ _ACCEPTED_IF = {
     ("/auth/register", "post"): verification.is_required,
     ("/users/{user_id}", "patch"): verification.changes_are_confirmed,
 }
+_FORMS = {"/oauth/token", "/oauth/introspect", "/oauth/revoke"}
 _NO_TOKEN: dict[str, list[str]] = {}
 _TOKEN_OPTIONAL = {guards.admin_unless_open, guards.admin_or_self_unless_open}
 
@@ -151,6 +162,8 @@ class Blueprint(APIBlueprint):
         refusals = _refusals(declared, view_guards, takes)
         for status, group in groupby(refusals, key=attrgetter("status")):
             responses[status] = self._refusal_response(status, group, takes)
+        if schemas.KeySet in declared.models.values():
+            responses[304] = {"description": "The client has this version already."}
         options |= {
             "operation_id": operation_id,
             # The library would join the lines of the docstring with <br/>.
@@ -188,6 +201,7 @@ class Blueprint(APIBlueprint):
                 refusal(errors=_example_errors(refusal, takes)),
                 error_handlers.envelope_status(refusal, self.name),
                 _EXAMPLE_REQUEST_ID,
+                error_handlers.oauth_error(refusal, self.name),
             )
             examples[code] = {"value": answer.get_json()}
         # Validators and generated clients try the schemas in order: the more exact ones first.
@@ -221,13 +235,22 @@ def describe(app: OpenAPI, origin: str = "") -> dict[str, Any]:
                 del document["paths"][path][method]["responses"]["202"]
     # The library adds a 422 to every operation; this service answers 400 to an invalid request.
     components["schemas"].pop(app.validation_error_model.__name__, None)
+    if app.config["ISSUER"]:
+        for name in _ERRORS:
+            components["schemas"][name]["properties"]["error"] = _OAUTH_ERROR
+    else:
+        del components["securitySchemes"]["client"]
+    for path in _FORMS & document["paths"].keys():
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        content[FORM] = content.pop("application/json")
     for operation in chain.from_iterable(path.values() for path in document["paths"].values()):
         operation["responses"].pop(app.validation_error_status, None)
         for response in operation["responses"].values():
             reference = {"$ref": "#/components/headers/X-Request-ID"}
             response.setdefault("headers", {})["X-Request-ID"] = reference
         if example := _EXAMPLES.get(operation["operationId"], {}).get("request"):
-            operation["requestBody"]["content"]["application/json"]["example"] = example
+            (content,) = operation["requestBody"]["content"].values()
+            content["example"] = example
         # The library leaves out an empty list.
         security = operation.setdefault("security", [])
         if not app.config["USERS_API_OPEN"] and _NO_TOKEN in security:
@@ -281,6 +304,8 @@ def _refusals(
 
 def _security(view_guards: tuple[Any, ...]) -> list[dict[str, list[str]]]:
     """Return the security requirements of a route; the empty one makes the token optional."""
+    if guards.client in view_guards:
+        return [{"client": []}]
     if not any(errors.TokenInvalid in guard.raises for guard in view_guards):
         return []
     token_optional = not _TOKEN_OPTIONAL.isdisjoint(view_guards)

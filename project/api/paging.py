@@ -81,6 +81,13 @@ def _whole_number(value: Any) -> int:
     return int(value)
 
 
+def _position(text: str) -> int:
+    try:
+        return 0 if text == "0" else ids.parse(text, ids.MAX_EVENT_ID)
+    except ValueError:
+        raise refuse("must be the `next` of a page") from None
+
+
 def _user_ids(text: str) -> list[int]:
     try:
         user_ids = [ids.parse(each, 9_999_999_999) for each in text.split(",")]
@@ -141,3 +148,10 @@ class EventsPage(Page):
     """A page of events, whose IDs have 64 bits."""
 
     after: Annotated[Cursor | None, BeforeValidator(_event_cursor), _CURSOR] = None
+
+
+class RevocationsPage(Query):
+    """A page of at most `limit` ended sessions after a position of the feed."""
+
+    limit: Annotated[int, Field(ge=1, le=1_000), BeforeValidator(_whole_number)] = 1_000
+    after: Annotated[int, BeforeValidator(_position), _CURSOR] = 0

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import flask
 import orjson
@@ -33,6 +34,7 @@ BODY_SLOT_TIMEOUT = 0.1  # seconds to wait for a slot to read a body
 _SECRET = re.compile(
     r"eyJ[\w-]+(\.|%2e)[\w-]+((\.|%2e)[\w-]*)?|\$2[abxy]\$[\w./$-]*", re.ASCII | re.IGNORECASE
 )
+FORM = "application/x-www-form-urlencoded"
 _MAX_LOGGED_PATH = 256  # characters
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._=+/:-]{{1,{MAX_REQUEST_ID}}}")
 
@@ -40,7 +42,12 @@ _body_bulkhead = AppState[Bulkhead]("body_bulkhead")
 
 
 class Request(flask.Request):
-    """A request whose body, if any, is a JSON object sent as application/json."""
+    """A request whose body, if any, is a JSON object sent as application/json.
+
+    On the routes of `reserve_form_slot` it is a form instead.
+    """
+
+    takes_form = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Record when the request began, for the access log and the metrics."""
@@ -71,12 +78,14 @@ class Request(flask.Request):
             raise InvalidPayload(errors={"query": "must be UTF-8"}) from None
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
-        """Return the object in the body; raises InvalidPayload for anything else.
+        """Return the object in the body, or the form; raises InvalidPayload for anything else.
 
         The arguments are Flask's and have no effect, so no caller can bypass the checks. Raises
         Werkzeug's RequestEntityTooLarge for a body over MAX_CONTENT_LENGTH, whatever it contains.
         """
         body = self._read()
+        if self.takes_form:
+            return self._form(body)
         if self.mimetype != "application/json":
             raise InvalidPayload(errors={"body": "must be sent as application/json"})
         try:
@@ -86,6 +95,19 @@ class Request(flask.Request):
         if not isinstance(value, dict):
             raise InvalidPayload(errors={"body": "must be a JSON object"})
         return value
+
+    def _form(self, body: bytes) -> dict[str, str]:
+        """Return the parameters of a form (RFC 6749, appendix B), without those that are empty."""
+        if self.mimetype != FORM:
+            raise InvalidPayload(errors={"body": f"must be sent as {FORM}"})
+        try:
+            pairs = parse_qsl(body.decode("ascii"), errors="strict")
+        except ValueError:
+            raise InvalidPayload(errors={"body": "must be form-encoded UTF-8"}) from None
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise InvalidPayload(errors={"body": "has a parameter more than once"})
+        return fields
 
     def _read(self) -> bytes:
         limit: int = current_app.config["MAX_CONTENT_LENGTH"]
@@ -123,6 +145,13 @@ def reserve_body_slot() -> None:
     The slot is released as soon as the body is read. Raises Busy like `reserve_hash_slot`.
     """
     _reserve(partial(_body_bulkhead.get().enter, BODY_SLOT_TIMEOUT))
+
+
+@responses.raises(Busy)
+def reserve_form_slot() -> None:
+    """Reserve a slot like `reserve_body_slot`, for a view whose body is a form."""
+    cast(Request, flask.request).takes_form = True
+    reserve_body_slot()
 
 
 def _reserve(enter: Callable[[], None]) -> None:

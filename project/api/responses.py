@@ -103,6 +103,11 @@ def success(status: int = 200, **members: Any) -> flask.Response:
     return _envelope({"status": "success", **members}, status)
 
 
+def document(members: dict[str, Any]) -> flask.Response:
+    """Return a success response whose form a standard prescribes, without the envelope."""
+    return _envelope(members, 200)
+
+
 def full_user(user: Any) -> dict[str, Any]:
     """Return the members of a user, of whom `user` has the columns as attributes."""
     names = ["id", "username", "email", "active", "admin", "created_at"]
@@ -111,12 +116,17 @@ def full_user(user: Any) -> dict[str, Any]:
     return {name: getattr(user, name) for name in names}
 
 
-def failure(error: ServiceError, status: str, request_id: str) -> flask.Response:
+def failure(
+    error: ServiceError, status: str, request_id: str, oauth_error: str | None = None
+) -> flask.Response:
     """Return an error response; `status` is the member of that name, "error" or "fail".
 
-    A 5xx includes the request ID, to find the error in the log.
+    A 5xx includes the request ID, to find the error in the log. `oauth_error` is the member
+    `error` (RFC 6749, 5.2), if the response has one.
     """
     members: dict[str, Any] = {"status": status, "message": error.message, "code": error.code}
+    if oauth_error is not None:
+        members["error"] = oauth_error
     if error.status >= 500:
         members["request_id"] = request_id
     if error.errors is not None:

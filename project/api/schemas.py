@@ -148,6 +148,27 @@ class PasswordChange(Body):
     )
 
 
+class TokenRequest(Body):
+    """The parameters of a token request, form-encoded (RFC 6749, 4.4.2)."""
+
+    grant_type: str
+    scope: str = Field(
+        default_factory=str, description="Words separated by spaces; by default, all."
+    )
+
+    @property
+    def words(self) -> list[str] | None:
+        """The words of `scope`, or None if it was not sent."""
+        return self.scope.split() or None
+
+
+class PresentedToken(Body):
+    """A token that a client has received, form-encoded."""
+
+    token: str
+    token_type_hint: str = Field(default_factory=str, description="Has no effect.")
+
+
 def _user_id(text: str) -> int:
     try:
         return ids.parse(text)
@@ -361,3 +382,84 @@ class Events(Success):
     """A page of events."""
 
     data: EventPage
+
+
+class Jwk(BaseModel):
+    """A public key (RFC 7517, RFC 7518 6.2)."""
+
+    kty: Literal["EC"]
+    crv: Literal["P-256"]
+    x: str
+    y: str
+    kid: str
+    alg: Literal["ES256"]
+    use: Literal["sig"]
+
+
+class KeySet(BaseModel):
+    """The public keys that auth tokens are signed with."""
+
+    keys: list[Jwk]
+
+
+class ServerMetadata(BaseModel):
+    """The names and addresses that an OAuth client needs (RFC 8414, 2)."""
+
+    issuer: str
+    jwks_uri: str
+    token_endpoint: str
+    token_endpoint_auth_methods_supported: list[str]
+    grant_types_supported: list[str]
+    response_types_supported: list[str]
+    introspection_endpoint: str
+    introspection_endpoint_auth_methods_supported: list[str]
+    revocation_endpoint: str
+    revocation_endpoint_auth_methods_supported: list[str]
+
+
+class ClientToken(BaseModel):
+    """A client's own token (RFC 6749, 5.1)."""
+
+    access_token: str
+    token_type: Literal["Bearer"]
+    expires_in: int
+    scope: str = Field(default_factory=str)
+
+
+class Introspection(BaseModel):
+    """Whether a token is active; only then the response has other members (RFC 7662, 2.2)."""
+
+    active: bool
+    iss: str = Field(default_factory=str)
+    aud: str = Field(default_factory=str)
+    sub: str = Field(default_factory=str)
+    client_id: str = Field(default_factory=str)
+    username: str = Field(default_factory=str)
+    scope: str = Field(default_factory=str)
+    token_type: str = Field(default_factory=str)
+    iat: int = Field(default_factory=int)
+    exp: int = Field(default_factory=int)
+    jti: str = Field(default_factory=str)
+    sid: str = Field(default_factory=str)
+    auth_time: int = Field(default_factory=int)
+
+
+class Revocation(BaseModel):
+    """A session that has ended."""
+
+    sid: str
+    ended_at: datetime
+    expires_at: Annotated[datetime, Field(description="When its last auth token expires.")]
+
+
+class RevocationPage(BaseModel):
+    """The sessions of a page."""
+
+    revocations: list[Revocation]
+    next: Annotated[str, Field(description="The `after` of the next request.")]
+
+
+class Revocations(Success):
+    """A page of ended sessions."""
+
+    data: RevocationPage

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     delete,
     event,
+    func,
     inspect,
     select,
     tuple_,
@@ -247,6 +248,15 @@ def write(statement: Executable) -> int:
     The caller commits.
     """
     return cast(CursorResult[Any], db.session.execute(statement)).rowcount
+
+
+def lock(name: str) -> None:
+    """Wait until no other transaction has the lock `name`, and keep it until this one is over.
+
+    On SQLite every transaction that `db.session` begins excludes all others.
+    """
+    if is_postgresql():
+        db.session.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
 
 
 def delete_batch(table: Table, expired: ColumnElement[bool], order: ColumnElement[Any]) -> int:

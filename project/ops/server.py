@@ -10,7 +10,8 @@ from werkzeug.serving import WSGIRequestHandler
 
 from project.config import SERVICE_NAME
 from project.extensions import db
-from project.lib import metrics
+from project.lib import encryption, metrics
+from project.tokens import signing_keys
 
 GRANIAN_LOG_CONFIG = Path(__file__).resolve().parent.parent / "granian.json"
 
@@ -21,6 +22,7 @@ def serve() -> None:
     Variables of Granian, such as GRANIAN_HOST and GRANIAN_PORT, override the defaults.
     """
     flask_migrate.upgrade()
+    _prepare_keys()
     db.engine.dispose()
     environment = _defaults() | os.environ
     if port := current_app.config["METRICS_PORT"]:
@@ -29,6 +31,16 @@ def serve() -> None:
         environment[metrics.DIRECTORY] = str(metrics.new_directory(f"{SERVICE_NAME}-metrics-"))
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
     os.execve(sys.executable, [*command, "project:create_server"], environment)
+
+
+def _prepare_keys() -> None:
+    """With ISSUER, make the first key if there is none; exit if the key cannot be decrypted."""
+    if current_app.config["ISSUER"]:
+        try:
+            signing_keys.signing_key()
+        except encryption.DecryptionFailed:
+            sys.exit("No key of ENCRYPTION_KEYS decrypts the key that signs tokens.")
+        db.session.commit()
 
 
 def _defaults() -> dict[str, str]:

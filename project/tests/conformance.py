@@ -4,9 +4,11 @@ The document lets responses gain members and change messages. Here a response mu
 the documented members, and an error exactly the status, message and code of an example.
 """
 
+import os
 import re
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import jsonschema_rs
 from werkzeug.test import TestResponse
@@ -105,7 +107,8 @@ def _closed(part: Any) -> Any:
 @cache
 def conformance() -> Conformance:
     """Return the check against the document for settings with which every response can occur."""
-    app = create_app(TESTING)
+    with mock.patch.dict(os.environ, ISSUER="https://users.example"):
+        app = create_app(TESTING)
     app.config["EMAIL_VERIFICATION"] = "required"
     with app.app_context():
         for engine in db.engines.values():

@@ -135,7 +135,7 @@ def verify(kind: Kind, token: str, keys: tuple[str, ...]) -> tuple[dict[str, Any
     `crit` is evaluated (RFC 8725, 3.1 and 3.10). PyJWT verifies the signature and the audience.
     `check_times` checks the times, with stricter types than PyJWT.
     """
-    if len(token) > MAX_LENGTH or not _COMPACT.fullmatch(token):
+    if not is_compact(token):
         raise TokenInvalid
     try:
         decoded = _decode(kind, token, keys)
@@ -146,6 +146,11 @@ def verify(kind: Kind, token: str, keys: tuple[str, ...]) -> tuple[dict[str, Any
     if decoded["header"] != {"alg": ALGORITHM, "typ": kind.type} or "nbf" in payload:
         raise TokenInvalid
     return payload, subject
+
+
+def is_compact(token: str) -> bool:
+    """Return whether a text has the form of a JWS in compact serialization, and is not too long."""
+    return len(token) <= MAX_LENGTH and bool(_COMPACT.fullmatch(token))
 
 
 def _decode(kind: Kind, token: str, keys: tuple[str, ...]) -> dict[str, Any]:

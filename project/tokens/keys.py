@@ -1,4 +1,4 @@
-"""The keys that sign and verify tokens, and the lifetime of an auth token, as configured."""
+"""What tokens are signed and verified with, from the settings."""
 
 from flask import current_app
 
@@ -19,3 +19,14 @@ def auth_token_lifetime() -> int:
     """Return the lifetime of an auth token, in seconds."""
     config = current_app.config
     return int(config["TOKEN_EXPIRATION_DAYS"] * DAY + config["TOKEN_EXPIRATION_SECONDS"])
+
+
+def issuer() -> str | None:
+    """Return the name of the service as an issuer, or None if only it verifies its tokens."""
+    name: str | None = current_app.config["ISSUER"]
+    return name
+
+
+def audience() -> str:
+    """Return the `aud` of auth tokens that other services verify."""
+    return str(current_app.config["TOKEN_AUDIENCE"] or current_app.config["ISSUER"])
