@@ -44,6 +44,7 @@ _WELL_KNOWN_KEYS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _MIN_DISTINCT_CHARACTERS = 8
+MAX_ISSUER_LENGTH = 255  # it is in every token, twice if it is the audience too
 MAX_FALLBACKS = 5  # each key costs another verification of an invalid token
 _ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+")
 _ORIGIN = re.compile(
@@ -217,6 +218,8 @@ def _issuer(text: str) -> str:
         raise ValueError("must be an https URL; http is allowed for this machine only")
     if url.query or url.fragment or url.username or text.endswith(("/", "?", "#")):
         raise ValueError("must have no user, query, fragment or slash at the end")
+    if len(text) > MAX_ISSUER_LENGTH:
+        raise ValueError(f"must have at most {MAX_ISSUER_LENGTH} characters")
     return text
 
 
@@ -266,7 +269,7 @@ class BaseConfig(BaseModel):
         None, description="public URL of the service; if set, other services can verify tokens"
     )
     TOKEN_AUDIENCE: str | None = Field(
-        None, max_length=255, description="`aud` of tokens; by default the ISSUER"
+        None, max_length=MAX_ISSUER_LENGTH, description="`aud` of tokens; by default the ISSUER"
     )
     ENCRYPTION_KEYS: Annotated[Keys, AfterValidator(_strong_keys)] = Field(
         (), description="keys that encrypt stored secrets, comma-separated; needed with ISSUER"

@@ -69,7 +69,7 @@ def authenticate(name: str, secret: str, origin: audit.Origin) -> Row[Any]:
     A wrong secret is counted like a wrong password. The right one is accepted nevertheless, so that
     an attacker cannot lock a service out: no number of guesses finds 256 random bits.
     """
-    client = find(name)
+    client = find(name) if _NAME.fullmatch(name) else None
     if client is None:
         _refuse("unknown_client", name, origin)
     if not _matches(client, secret):

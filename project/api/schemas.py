@@ -158,8 +158,8 @@ class TokenRequest(Body):
 
     @property
     def words(self) -> list[str] | None:
-        """The words of `scope`, or None if it was not sent."""
-        return self.scope.split() or None
+        """The words of `scope`, each once, or None if it was not sent."""
+        return list(dict.fromkeys(self.scope.split())) or None
 
 
 class PresentedToken(Body):
