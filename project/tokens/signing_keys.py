@@ -83,10 +83,12 @@ def init_app(app: Flask) -> None:
 def _current(max_age: float = MAX_AGE) -> _Keys:
     """Return the keys, not older than `max_age` seconds unless the database is unavailable.
 
-    While one thread reads them, the others use the earlier ones.
+    While one thread reads them, the others use the earlier ones, unless those may lack a key that
+    is needed: at the beginning, and with another `max_age`.
     """
     kept = _keys.get()
-    if kept.is_older_than(max_age) and kept.lock.acquire(blocking=kept.read_at is None):
+    must_wait = not kept.rows or max_age < MAX_AGE
+    if kept.is_older_than(max_age) and kept.lock.acquire(blocking=must_wait):
         try:
             if kept.is_older_than(max_age):
                 _read(kept)
