@@ -65,6 +65,7 @@ _CALLER = _with_user(
     _users.email,
     _users.active,
     _users.admin,
+    _users.roles,
     _users.email_verified,
     _users.created_at,
 )
@@ -112,8 +113,9 @@ _ROTATE = (
     )
     .returning(*_sessions)
 )
+_NOT_LISTED = {"user_id", "generation", "token_expires_at"}
 _LISTED = (
-    select(*(column for column in _sessions if column.name not in {"user_id", "generation"}))
+    select(*(column for column in _sessions if column.name not in _NOT_LISTED))
     .where(_sessions.user_id == bindparam("user_id"), _IS_LIVE)
     .order_by(_sessions.created_at.desc(), _sessions.id.desc())
     .limit(MAX_LISTED)
