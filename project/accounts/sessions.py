@@ -112,8 +112,9 @@ _ROTATE = (
     )
     .returning(*_sessions)
 )
+_UNLISTED = {"user_id", "generation", "token_expires_at"}
 _LISTED = (
-    select(*(column for column in _sessions if column.name not in {"user_id", "generation"}))
+    select(*(column for column in _sessions if column.name not in _UNLISTED))
     .where(_sessions.user_id == bindparam("user_id"), _IS_LIVE)
     .order_by(_sessions.created_at.desc(), _sessions.id.desc())
     .limit(MAX_LISTED)
