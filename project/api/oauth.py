@@ -36,7 +36,10 @@ def list_keys() -> Response:
 @oauth_blueprint.get("/.well-known/oauth-authorization-server")
 @responses.returns(200, schemas.ServerMetadata)
 def get_metadata() -> Response:
-    """Retrieve the names and addresses that an OAuth client needs (RFC 8414)."""
+    """Retrieve the names and addresses that an OAuth client needs (RFC 8414).
+
+    There is no `response_types_supported`, because there is no authorization endpoint.
+    """
     issuer = current_app.config["ISSUER"]
     authentication = ["client_secret_basic"]
     return responses.document(
@@ -46,7 +49,6 @@ def get_metadata() -> Response:
             "token_endpoint": f"{issuer}/oauth/token",
             "token_endpoint_auth_methods_supported": authentication,
             "grant_types_supported": [GRANT_TYPE],
-            "response_types_supported": [],
             "introspection_endpoint": f"{issuer}/oauth/introspect",
             "introspection_endpoint_auth_methods_supported": authentication,
             "revocation_endpoint": f"{issuer}/oauth/revoke",

@@ -416,7 +416,6 @@ class ServerMetadata(BaseModel):
     token_endpoint: str
     token_endpoint_auth_methods_supported: list[str]
     grant_types_supported: list[str]
-    response_types_supported: list[str]
     introspection_endpoint: str
     introspection_endpoint_auth_methods_supported: list[str]
     revocation_endpoint: str
