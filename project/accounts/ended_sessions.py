@@ -8,9 +8,9 @@ clock, so that those of rows that were lost, when a backup was restored, are not
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, bindparam, func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from project import clock
 from project.errors import InvalidPayload
@@ -74,20 +74,18 @@ def page(after: int, limit: int) -> Sequence[Any]:
     """
     if database.fetch_one(_NEW):
         database.lock("ended_sessions")
-        while _number() == NUMBERED_AT_ONCE:
-            pass
+        _number()
     rows = db.session.execute(_PAGE, {"after": after, "limit": limit, "now": clock.utcnow()}).all()
     if not rows and after > db.session.execute(_LAST).one().position:
         raise InvalidPayload(errors={"after": "is no cursor of this feed"})
     return rows
 
 
-def _number() -> int:
-    """Give a batch of new rows their positions, and return how many; the caller has the lock."""
+def _number() -> None:
+    """Give a batch of new rows their positions; the caller has the lock."""
     last = db.session.execute(_LAST).one().position
     moment = int(clock.utcnow().timestamp() * 1_000_000)
-    numbered = db.session.execute(_NUMBER, {"last": max(last, moment)})
-    return cast(CursorResult[Any], numbered).rowcount
+    db.session.execute(_NUMBER, {"last": max(last, moment)})
 
 
 def delete_expired() -> int:
