@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from project.errors import InvalidPayload
@@ -19,6 +19,8 @@ MAX_NAME_LENGTH = 128  # characters, of a username and of an email
 # https://html.spec.whatwg.org/multipage/input.html#valid-e-mail-address
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _EMAIL = re.compile(rf"[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
+_ROLE = re.compile(r"[a-z][a-z0-9_.:-]{0,30}")
+MAX_ROLES = 16  # together they fit in the column
 _REFUSED_CATEGORIES = {"Cc", "Cs"}  # control characters; surrogates, which UTF-8 cannot encode
 
 
@@ -67,6 +69,14 @@ def _new_password(text: str) -> str:
     return text
 
 
+def _roles(roles: list[str]) -> list[str]:
+    if "admin" in roles:
+        raise refuse("must not have admin, which is a member of its own")
+    if len(set(roles)) < len(roles) or not all(map(_ROLE.fullmatch, roles)):
+        raise refuse("must be different words of a-z, 0-9 and _.:- that begin with a letter")
+    return roles
+
+
 Username = Annotated[
     str,
     AfterValidator(_username),
@@ -79,6 +89,11 @@ Email = Annotated[
 ]
 Password = Annotated[
     str, AfterValidator(_password), WithJsonSchema({"type": "string", "minLength": 1})
+]
+Roles = Annotated[
+    list[Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{_ROLE.pattern}$"})]],
+    Field(max_length=MAX_ROLES),
+    AfterValidator(_roles),
 ]
 NewPassword = Annotated[
     Password,

@@ -15,7 +15,7 @@ HASHED = "$2b$12$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW"
 ADA = {"username": "ada", "email": "ada@example.com", "password_hash": HASHED}
 HEADER = b"username,email,password_hash\r\n"
 ADA_ROW = f"ada,ada@example.com,{HASHED}\r\n".encode()
-JSON_FIELDS = "username, email, password_hash, active, admin, email_verified, created_at"
+JSON_FIELDS = "username, email, password_hash, active, admin, email_verified, roles, created_at"
 
 
 def line(**fields: Any) -> bytes:
@@ -285,7 +285,7 @@ class TestCsv(unittest.TestCase):
         """Nothing is read without a header of all required fields, each once, and no others."""
         reason = (
             "must be the header, which names username, email, password_hash, and no others but"
-            " active, admin, email_verified, created_at; nothing after it was read"
+            " active, admin, email_verified, roles, created_at; nothing after it was read"
         )
         for header in (
             b"",
