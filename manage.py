@@ -19,8 +19,10 @@ from project.models import User
 from project.ops import (
     audit_log,
     checks,
+    clients,
     development,
     import_export_commands,
+    keys,
     mail,
     purge,
     server,
@@ -113,6 +115,12 @@ for function in (
     users.deactivate,
     users.activate,
     users.end_sessions,
+    keys.keys,
+    keys.rotate_keys,
+    keys.reencrypt_keys,
+    clients.clients,
+    clients.create_client,
+    clients.disable_client,
     purge.purge,
     audit_log.events,
     mail.send_mail,
@@ -122,6 +130,8 @@ for function in (
     commands.openapi,
 ):
     manager.command(function)
+# A parameter would become --keep_hours.
+manager.option("--keep-hours", default="24")(manager.option("name")(clients.rotate_client_secret))
 
 
 if __name__ == "__main__":

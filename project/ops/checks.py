@@ -10,7 +10,7 @@ import math
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from project.extensions import db
 from project.lib import database, hashing
 from project.mail import outbox, rendering
 from project.mail.transport import SmtpTransport, describe
+from project.tokens import keys, signing_keys
 
 # OWASP's Password Storage Cheat Sheet: a cost of at least 10, and less than a second.
 MIN_ROUNDS = 10
@@ -39,6 +40,9 @@ GOOD_HASH_SECONDS = 0.5
 # NIST SP 800-63B-4, 3.1.1.2: with a second factor, and for passwords as the only factor.
 MIN_PASSWORD_WITH_SECOND_FACTOR, MIN_PASSWORD_ALONE = 8, 15
 MAX_CLOCK_SKEW = 1.0  # seconds
+MAX_KEY_AGE = timedelta(days=365)
+# Services that verify tokens alone accept one until it expires.
+MAX_ISSUED_LIFETIME = 3_600  # seconds
 
 
 class Verdict(Enum):
@@ -94,6 +98,8 @@ def examine(app: Flask) -> Iterator[Finding]:
     """Check the settings of `app` and its database, in the context of `app`."""
     yield _settings_class(app)
     yield from _keys(app.config)
+    if app.config["ISSUER"]:
+        yield from _issuer(app.config)
     yield from _access(app.config)
     yield _https(app.config)
     yield _password_length(app.config)
@@ -119,19 +125,22 @@ def _settings_class(app: Flask) -> Finding:
     return ok("The settings are for production.")
 
 
+_FORGERY = "an attacker who guesses it can forge tokens of any user"
+
+
+def _key(name: str, key: str, risk: str) -> Finding:
+    try:
+        strong_key(key)
+    except ValueError as error:
+        return wrong(f"{name} {error}: {risk}.")
+    return ok(f"{name} is long enough, and not a well-known key.")
+
+
 def _keys(config: Config) -> Iterator[Finding]:
     fallbacks = config["SECRET_KEY_FALLBACKS"]
-    keys = {"SECRET_KEY": config["SECRET_KEY"]} | {
-        f"Key number {number} of SECRET_KEY_FALLBACKS": key
-        for number, key in enumerate(fallbacks, 1)
-    }
-    for name, key in keys.items():
-        try:
-            strong_key(key)
-        except ValueError as error:
-            yield wrong(f"{name} {error}: an attacker who guesses it can forge tokens of any user.")
-        else:
-            yield ok(f"{name} is long enough, and not a well-known key.")
+    yield _key("SECRET_KEY", config["SECRET_KEY"], _FORGERY)
+    for number, key in enumerate(fallbacks, 1):
+        yield _key(f"Key number {number} of SECRET_KEY_FALLBACKS", key, _FORGERY)
     if "," in config["SECRET_KEY"]:
         yield note(
             "SECRET_KEY contains a comma, so it can never be one of SECRET_KEY_FALLBACKS: when it"
@@ -143,6 +152,25 @@ def _keys(config: Config) -> Iterator[Finding]:
         yield note(
             f"Keys in SECRET_KEY_FALLBACKS: {len(fallbacks)}. Remove an old key when its last"
             f" token has expired, {longest:.3g} days after the last server stopped signing with it."
+        )
+
+
+def _issuer(config: Config) -> Iterator[Finding]:
+    """Check the settings of tokens for other services."""
+    for number, key in enumerate(config["ENCRYPTION_KEYS"], 1):
+        risk = f"{_FORGERY} with a copy of the database"
+        yield _key(f"Key number {number} of ENCRYPTION_KEYS", key, risk)
+    if config["ISSUER"].startswith("http://"):
+        yield wrong(
+            "ISSUER starts with http://: an attacker in the network can replace the public keys"
+            " with which other services verify tokens. Use https://."
+        )
+    lifetime = keys.auth_token_lifetime()
+    if lifetime > MAX_ISSUED_LIFETIME:
+        yield note(
+            f"Auth tokens live {lifetime / 3_600:.3g} hours: other services that verify them alone"
+            " learn that a session ended only when its token expires. Shorten"
+            " TOKEN_EXPIRATION_DAYS and TOKEN_EXPIRATION_SECONDS."
         )
 
 
@@ -329,6 +357,8 @@ def _database(config: Config) -> Iterator[Finding]:
         yield _schema(schema)
         if schema in database.USABLE:
             yield from _outbox()
+            if config["ISSUER"]:
+                yield from _signing_keys(config)
         if engine.dialect.name == "sqlite":
             yield ok("There is one clock: SQLite uses that of this machine.")
         else:
@@ -349,6 +379,37 @@ def _outbox() -> Iterator[Finding]:
         )
     if counts.waiting:
         yield note(f"Emails that wait to be sent: {counts.waiting}.")
+
+
+def _signing_keys(config: Config) -> Iterator[Finding]:
+    """Check whether the keys that sign tokens can be used, now and later."""
+    encryption_keys, now = config["ENCRYPTION_KEYS"], clock.utcnow()
+    rows = signing_keys.all_keys()
+    signing = signing_keys.signing(rows, now)
+    if signing is None:
+        yield ok("There is no key that signs tokens yet; the first server makes one.")
+        return
+    lost = [row for row in rows if not signing_keys.is_readable(row, encryption_keys)]
+    if any(row == signing or row.signs_from > now for row in lost):
+        yield wrong(
+            "No key of ENCRYPTION_KEYS decrypts a key that signs tokens, now or after a rotation:"
+            " users cannot log in then. Add the key that it was encrypted with, or run"
+            " python manage.py rotate_keys --now."
+        )
+    else:
+        yield ok("The keys that sign tokens can be decrypted.")
+    if any(
+        row not in lost and not signing_keys.is_readable(row, encryption_keys[:1]) for row in rows
+    ):
+        yield note(
+            "A private key is encrypted with a later key of ENCRYPTION_KEYS. Run"
+            " python manage.py reencrypt_keys before you remove that one."
+        )
+    age = now - signing.signs_from
+    if age > MAX_KEY_AGE:
+        yield note(
+            f"The key that signs tokens is {age.days} days old. Run python manage.py rotate_keys."
+        )
 
 
 _MIGRATE = "python manage.py db upgrade creates the tables, and serve runs it at its start"

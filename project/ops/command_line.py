@@ -1,11 +1,13 @@
-"""What the commands share: their origin in the audit log, and errors as lines for a terminal."""
+"""What the commands share: their origin in the audit log, and times and errors as text."""
 
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 from project.accounts import audit
 from project.errors import ServiceError, UserNotFound
+from project.tokens import keys
 
 # The origin of a command's events in the audit log.
 ORIGIN = audit.Origin(None, "manage.py")
@@ -18,6 +20,17 @@ def exit_if_not_found(email: str) -> Iterator[None]:
         yield
     except UserNotFound:
         sys.exit(f"There is no user with the email {email}.")
+
+
+def exit_without_issuer() -> None:
+    """End a command about tokens for other services unless ISSUER is set."""
+    if keys.issuer() is None:
+        sys.exit("ISSUER is not set, so the service issues no tokens for other services.")
+
+
+def time_of(moment: datetime | None) -> str:
+    """Return a time as a cell of a table."""
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}" if moment else "-"
 
 
 def describe(error: ServiceError) -> str:
