@@ -389,8 +389,9 @@ def _signing_keys(config: Config) -> Iterator[Finding]:
     if signing is None:
         yield ok("There is no key that signs tokens yet; the first server makes one.")
         return
-    lost = [row for row in rows if not signing_keys.is_readable(row, encryption_keys)]
-    if any(row == signing or row.signs_from > now for row in lost):
+    needed = [row for row in rows if row.signs_from > now or row == signing]
+    needed = signing_keys.verifying(needed, now)
+    if not all(signing_keys.is_readable(row, encryption_keys) for row in needed):
         yield wrong(
             "No key of ENCRYPTION_KEYS decrypts a key that signs tokens, now or after a rotation:"
             " users cannot log in then. Add the key that it was encrypted with, or run"
@@ -398,9 +399,8 @@ def _signing_keys(config: Config) -> Iterator[Finding]:
         )
     else:
         yield ok("The keys that sign tokens can be decrypted.")
-    if any(
-        row not in lost and not signing_keys.is_readable(row, encryption_keys[:1]) for row in rows
-    ):
+    readable = [row for row in rows if signing_keys.is_readable(row, encryption_keys)]
+    if not all(signing_keys.is_readable(row, encryption_keys[:1]) for row in readable):
         yield note(
             "A private key is encrypted with a later key of ENCRYPTION_KEYS. Run"
             " python manage.py reencrypt_keys before you remove that one."

@@ -58,7 +58,7 @@ def rotate_client_secret(name: str, keep_hours: str = "24") -> None:
 
 
 def disable_client(name: str) -> None:
-    """Refuse a service from now on; the tokens that it has are valid until they expire."""
+    """Refuse a service and its tokens; services that do not ask accept these until they expire."""
     exit_without_issuer()
     with _exit_if_not_found(name):
         services.disable(name, ORIGIN)

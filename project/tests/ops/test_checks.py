@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sqlalchemy import make_url, text
+from sqlalchemy import delete, make_url, text, update
 
 from bench.mailserver import CREDENTIALS, PASSWORD, MailServer, certificate
 from project import clock, create_app, db
 from project.lib import hashing
 from project.mail import outbox
+from project.models import SigningKey
 from project.ops import checks
 from project.ops.checks import Finding, Server, Verdict
 from project.tests import scratch
 from project.tests.lib.cases import ScratchTestCase
 from project.tests.mail.servers import MAIL, needs_openssl
 from project.tests.scratch import ON_POSTGRESQL
+from project.tokens import signing_keys
 
 KEY, OTHER = secrets.token_hex(32), secrets.token_hex(32)
 PRODUCTION = {"APP_SETTINGS": "project.config.ProductionConfig", "SECRET_KEY": KEY}
@@ -319,6 +321,105 @@ class TestFindings(FindingsTestCase):
         )
         self.assert_found(PRODUCTION, "allows this role 65 connections, and this server may")
         self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "1"}, "opens at most 33", Verdict.OK)
+
+
+class TestIssuer(FindingsTestCase):
+    """Findings about tokens for other services."""
+
+    def setUp(self) -> None:
+        """Set good settings, and make the first key under them."""
+        super().setUp()
+        self.encryption_key = secrets.token_hex(32)
+        self.issuer = PRODUCTION | {
+            "ISSUER": "https://users.example",
+            "ENCRYPTION_KEYS": self.encryption_key,
+            "TOKEN_EXPIRATION_DAYS": "0",
+            "TOKEN_EXPIRATION_SECONDS": "3600",
+        }
+        self.app.config["ENCRYPTION_KEYS"] = (self.encryption_key,)
+        self.first = self.rotate(at_once=True)
+
+    def rotate(self, *, at_once: bool = False) -> str:
+        """Add a key, and return its `kid`."""
+        kid = signing_keys.rotate(at_once=at_once)
+        db.session.commit()
+        return kid
+
+    def change(self, kid: str, **columns: Any) -> None:
+        """Change the row of a key."""
+        db.session.execute(update(SigningKey).where(SigningKey.kid == kid).values(columns))
+        db.session.commit()
+
+    def assert_found(
+        self, settings: dict[str, str], words: str, verdict: Verdict = Verdict.WRONG
+    ) -> str:
+        """Check and return the findings, and check that no secret is in them."""
+        texts = super().assert_found(settings, words, verdict)
+        self.assertNotIn(self.encryption_key, texts)
+        return texts
+
+    def test_good(self) -> None:
+        """With good settings nothing is noted of them, nor of anything without ISSUER."""
+        found = self.assert_found(self.issuer, "keys that sign tokens can be", Verdict.OK)
+        without = self.findings(self.issuer | {"ISSUER": ""})
+
+        for words in ("Auth tokens live", "ISSUER", "encrypted with a later", "days old"):
+            self.assertNotIn(words, found)
+        self.assertNotIn("sign tokens", str(without))
+        self.assertNotIn("ENCRYPTION_KEYS", str(without))
+
+    def test_settings(self) -> None:
+        """An issuer without TLS and a weak key are wrong; long-lived tokens are a note."""
+        for settings, words, verdict in (
+            ({"ISSUER": "http://localhost:5000"}, "ISSUER starts with http://", Verdict.WRONG),
+            ({"TOKEN_EXPIRATION_SECONDS": "3601"}, "Auth tokens live 1 hours", Verdict.NOTE),
+            ({"TOKEN_EXPIRATION_DAYS": "1"}, "Auth tokens live 25 hours", Verdict.NOTE),
+            (
+                DEVELOPMENT | {"ENCRYPTION_KEYS": f"{self.encryption_key},changeme"},
+                "Key number 2 of ENCRYPTION_KEYS is shorter than 32 bytes",
+                Verdict.WRONG,
+            ),
+        ):
+            with self.subTest(words):
+                self.assert_found(self.issuer | settings, words, verdict)
+
+    def test_no_key(self) -> None:
+        """Before the first key nothing is wrong."""
+        db.session.execute(delete(SigningKey))
+        db.session.commit()
+
+        self.assert_found(self.issuer, "There is no key that signs tokens yet", Verdict.OK)
+
+    def test_lost_key(self) -> None:
+        """A key that signs now or later has to be decryptable; one that only verifies has not."""
+        words = "No key of ENCRYPTION_KEYS decrypts a key"
+        self.assert_found(self.issuer | {"ENCRYPTION_KEYS": OTHER}, words)
+        second = self.rotate()
+        self.change(second, private=b"")
+        self.assert_found(self.issuer, words)
+        self.change(second, verifies_until=clock.utcnow())
+        self.assert_found(self.issuer, "can be decrypted", Verdict.OK)
+        self.change(second, private=b"", verifies_until=None, signs_from=clock.utcnow())
+        self.change(self.first, private=b"")
+        third = self.rotate(at_once=True)
+        self.change(second, verifies_until=clock.utcnow() + timedelta(hours=1))
+        self.assert_found(self.issuer, "can be decrypted", Verdict.OK)
+        self.change(third, private=b"")
+        self.assert_found(self.issuer, words)
+
+    def test_later_encryption_key(self) -> None:
+        """A key that is not encrypted with the first of ENCRYPTION_KEYS is a note."""
+        both = self.issuer | {"ENCRYPTION_KEYS": f"{OTHER},{self.encryption_key}"}
+
+        self.assert_found(both, "is encrypted with a later key", Verdict.NOTE)
+
+    def test_age(self) -> None:
+        """A key that has signed for over a year is a note."""
+        for days, verdict in ((364, Verdict.OK), (366, Verdict.NOTE)):
+            self.change(self.first, signs_from=clock.utcnow() - timedelta(days=days))
+            with self.subTest(days):
+                words = "days old" if verdict is Verdict.NOTE else "can be decrypted"
+                self.assert_found(self.issuer, words, verdict)
 
 
 @needs_openssl

@@ -93,7 +93,7 @@ class TestManage(unittest.TestCase):
         self.manage("recreate_db")
         self.assertEqual([], self.users())
 
-        self.assertIn("Running downgrade 0007", self.manage("db", "downgrade"))
+        self.assertIn("Running downgrade 0008", self.manage("db", "downgrade"))
 
     def test_production_is_not_touched(self) -> None:
         """recreate_db and seed_db exit with 1 under production's settings."""
@@ -193,11 +193,42 @@ class TestManage(unittest.TestCase):
 
         printed = self.manage("purge", production=True)
 
-        self.assertIn("invitations: 1; emails that were given up: 1.", printed)
+        self.assertIn("invitations: 1; emails that were given up: 1;", printed)
         left = self.execute("SELECT address FROM mails ORDER BY id")
         self.assertEqual(["young", "waiting"], [row.address for row in left])
         left = self.execute("SELECT email FROM invitations")
         self.assertEqual(["valid"], [row.email for row in left])
+
+    def test_purge_of_tokens_for_other_services(self) -> None:
+        """Ended sessions and signing keys whose tokens have expired are deleted, and no others."""
+        self.manage("db", "upgrade")
+        rows = [
+            {"name": "expired", "at": EARLIER, "position": 1},
+            {"name": "expired, unread", "at": EARLIER, "position": None},
+            {"name": "valid", "at": LATER, "position": 2},
+            {"name": "expired, last", "at": EARLIER, "position": 3},
+        ]
+        self.execute(
+            "INSERT INTO ended_sessions (session_id, ended_at, expires_at, position)"
+            " VALUES (:name, :at, :at, :position)",
+            *rows,
+        )
+        self.execute(
+            "INSERT INTO signing_keys (kid, public, private, created_at, signs_from,"
+            " verifies_until) VALUES (:name, '{}', '', :early, :early, :at)",
+            *(
+                {"name": name, "early": EARLIER, "at": at}
+                for name, at in {"retired": EARLIER, "verifies": LATER, "signs": None}.items()
+            ),
+        )
+
+        printed = self.manage("purge", production=True)
+
+        self.assertIn("feed of ended sessions: 2; retired signing keys: 1.", printed)
+        left = self.execute("SELECT session_id FROM ended_sessions ORDER BY position")
+        self.assertEqual(["valid", "expired, last"], [row.session_id for row in left])
+        left = self.execute("SELECT kid FROM signing_keys ORDER BY kid")
+        self.assertEqual(["signs", "verifies"], [row.kid for row in left])
 
     def test_shell(self) -> None:
         """The shell has the application, the database and the User model."""
