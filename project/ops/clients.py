@@ -1,31 +1,38 @@
-"""The commands about other services: create_client, clients, rotate_client_secret, ..."""
+"""The commands about other services, which are OAuth clients: create_client, clients ..."""
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
+from typing import Any
 
-from project.accounts import clients as services
+from sqlalchemy import Row
+
+from project import clock
+from project.accounts.clients import ClientNotFound, create, disable, listed, rotate_secret
 from project.errors import InvalidPayload
 from project.extensions import db
-from project.ops.command_line import ORIGIN, describe, exit_without_issuer, time_of
+from project.ops.command_line import (
+    ORIGIN,
+    as_duration,
+    as_time,
+    describe,
+    exit_without_issuer,
+)
 from project.tokens import keys
 
-MAX_KEEP_HOURS = 720
-TABLE_ROW = "{:24}  {:32}  {:20}  {:20}  {:20}  {}"
-COLUMNS = "name", "audience", "created", "old secret until", "disabled", "scope"
+TABLE_ROW = "{:24}  {:8}  {:20}  {:20}  {:32}  {}"
+COLUMNS = "client", "state", "created", "old secret until", "audience", "scope"
 
 
 def create_client(name: str, audience: str | None = None, scope: str = "") -> None:
-    """Add a service that authenticates with a secret, and print the secret once.
+    """Add a client, another service that asks about tokens, and print its secret once.
 
-    It may introspect tokens for --audience, which is TOKEN_AUDIENCE by default. --scope are the
-    words that its own tokens may have, separated by blanks.
+    --audience is the `aud` of the tokens that it can ask about, by default TOKEN_AUDIENCE or
+    ISSUER; its own tokens are for it too. --scope "a b" is what it can ask for in its own tokens.
     """
     exit_without_issuer()
     try:
-        secret = services.create(name, audience or keys.audience(), scope.split(), ORIGIN)
+        secret = create(name, audience or keys.audience(), scope.split(), ORIGIN)
     except InvalidPayload as error:
         sys.exit(describe(error))
     db.session.commit()
@@ -33,46 +40,59 @@ def create_client(name: str, audience: str | None = None, scope: str = "") -> No
 
 
 def clients() -> None:
-    """Print the services that authenticate with a secret, as a table without any secret."""
+    """Print the clients by name, as a table without secrets."""
     exit_without_issuer()
     print(TABLE_ROW.format(*COLUMNS))
-    for row in services.listed():
-        times = map(time_of, (row.created_at, row.previous_until, row.disabled_at))
-        line = TABLE_ROW.format(row.name, row.audience, *times, " ".join(row.scope))
-        print(line.rstrip())
+    for client in listed():
+        print(_as_row(client))
 
 
-def rotate_client_secret(name: str, keep_hours: str = "24") -> None:
-    """Give a service another secret, and print it once.
+def rotate_client_secret(name: str, keep: str = "24h") -> None:
+    """Give a client a new secret and print it once; the present one stays valid for 24 hours.
 
-    The present one is valid for --keep-hours more, or not at all with 0.
+    --keep takes another duration (90m, 24h, 7d); use 0m if the secret leaked. Of a client whose
+    secret is replaced twice within this time, the newest two secrets are valid.
     """
     exit_without_issuer()
-    if not re.fullmatch("[0-9]{1,3}", keep_hours) or int(keep_hours) > MAX_KEEP_HOURS:
-        sys.exit(f"--keep-hours is a number from 0 to {MAX_KEEP_HOURS}.")
+    duration = as_duration(keep)
+    if duration is None:
+        sys.exit(f"{keep!r} is not a duration: write 90m, 24h, 7d.")
     with _exit_if_not_found(name):
-        secret = services.rotate_secret(name, ORIGIN, keep=timedelta(hours=int(keep_hours)))
+        secret = rotate_secret(name, ORIGIN, keep=duration)
     db.session.commit()
     _print_secret(name, secret)
-    print(f"The old secret is valid for {keep_hours} hours more.")
+    if duration:
+        print(f"The previous secret is valid until {as_time(clock.utcnow() + duration)}.")
+    else:
+        print("The previous secret is no longer valid.")
 
 
 def disable_client(name: str) -> None:
-    """Refuse a service and its tokens; services that do not ask accept these until they expire."""
+    """Refuse a client from now on."""
     exit_without_issuer()
     with _exit_if_not_found(name):
-        services.disable(name, ORIGIN)
+        disable(name, ORIGIN)
     db.session.commit()
-    print(f"{name} is disabled.")
+    print(f"{name} is disabled. Tokens that it got for itself are valid until they expire.")
 
 
 @contextlib.contextmanager
 def _exit_if_not_found(name: str) -> Iterator[None]:
     try:
         yield
-    except services.ClientNotFound:
+    except ClientNotFound:
         sys.exit(f"There is no client {name}.")
 
 
 def _print_secret(name: str, secret: str) -> None:
-    print(f"Client ID: {name}\nClient secret: {secret}\nThe secret is not shown again.")
+    print(f"Client ID: {name}")
+    print(f"Secret:    {secret}")
+    print("The secret is not stored, and is not shown again.")
+
+
+def _as_row(client: Row[Any]) -> str:
+    state = "disabled" if client.disabled_at else "enabled"
+    until = client.previous_until
+    old = as_time(until if until and until > clock.utcnow() else None)
+    columns = client.name, state, as_time(client.created_at), old, client.audience
+    return TABLE_ROW.format(*columns, " ".join(client.scope)).rstrip()

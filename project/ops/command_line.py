@@ -1,9 +1,10 @@
-"""What the commands share: their origin in the audit log, and times and errors as text."""
+"""What the commands share: their origin in the audit log, times, and errors as lines."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from project.accounts import audit
 from project.errors import ServiceError, UserNotFound
@@ -11,6 +12,7 @@ from project.tokens import keys
 
 # The origin of a command's events in the audit log.
 ORIGIN = audit.Origin(None, "manage.py")
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 @contextlib.contextmanager
@@ -23,14 +25,20 @@ def exit_if_not_found(email: str) -> Iterator[None]:
 
 
 def exit_without_issuer() -> None:
-    """End a command about tokens for other services unless ISSUER is set."""
-    if keys.issuer() is None:
-        sys.exit("ISSUER is not set, so the service issues no tokens for other services.")
+    """End the command unless other services can verify tokens."""
+    if not keys.issuer():
+        sys.exit("ISSUER is not set: the service has no signing keys and no clients.")
 
 
-def time_of(moment: datetime | None) -> str:
-    """Return a time as a cell of a table."""
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}" if moment else "-"
+def as_duration(text: str) -> timedelta | None:
+    """Return the duration that a text such as 90m, 24h or 7d names, or None."""
+    duration = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
+    return timedelta(**{UNITS[duration[2]]: int(duration[1])}) if duration else None
+
+
+def as_time(time: datetime | None) -> str:
+    """Return a time in UTC to the second, or a hyphen for none."""
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}" if time else "-"
 
 
 def describe(error: ServiceError) -> str:

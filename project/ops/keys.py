@@ -1,6 +1,8 @@
-"""The commands about the keys that sign tokens: rotate_keys, keys, reencrypt_keys."""
+"""The commands about the keys that sign tokens: rotate_keys, keys and reencrypt_keys."""
 
 import sys
+from collections.abc import Sequence
+from datetime import datetime
 
 from flask import current_app
 
@@ -8,64 +10,79 @@ from project import clock
 from project.accounts import audit
 from project.extensions import db
 from project.lib import encryption
-from project.ops.command_line import ORIGIN, exit_without_issuer, time_of
+from project.ops.command_line import ORIGIN, as_time, exit_without_issuer
 from project.tokens import signing_keys
+from project.tokens.signing_keys import SigningKeyRow
 
-TABLE_ROW = "{:43}  {:10}  {:20}  {:20}  {:20}  {}"
-COLUMNS = "kid", "state", "created", "signs from", "verifies until", "readable"
-BREAKS = """\
-Warning: within a minute this service refuses every auth token that earlier keys have signed, so
-clients have to refresh. Refresh tokens continue to work. Other services that keep the public keys
-accept the old tokens for up to 5 minutes, or for as long as their own cache keeps the keys."""
+TABLE_ROW = "{:43}  {:9}  {:20}  {:20}  {:20}  {}"
+COLUMNS = "kid", "state", "created", "signs from", "verifies until", "decrypts"
+
+# 5 minutes: the max-age of /.well-known/jwks.json.
+WARNING = f"""
+Warning: this breaks tokens that are in use.
+- This service refuses the auth tokens that earlier keys have signed, in every process within
+  {signing_keys.MAX_AGE} seconds. Clients have to refresh; refresh tokens stay valid. Other services
+  have to request their own tokens again.
+- Other services accept such tokens for up to 5 minutes longer, or for as long as they keep the
+  public keys.\
+"""
 
 
 def rotate_keys(now: bool = False) -> None:
-    """Add a key that signs tokens 15 minutes later; earlier ones verify until their last token.
+    """Add a key that signs 15 minutes later; earlier keys verify until their tokens expire.
 
-    --now is for a key that leaked: the new key signs and the earlier ones verify nothing from now
-    on.
+    --now is for a key that leaked: the new key signs at once, and the earlier ones verify nothing.
     """
     exit_without_issuer()
     kid = signing_keys.rotate(at_once=now)
     audit.record(audit.Kind.KEYS_ROTATED, ORIGIN, user_id=None, key=kid)
     db.session.commit()
-    rows = signing_keys.all_keys()
-    added = next(row for row in rows if row.kid == kid)
-    print(f"The new key is {kid}. It signs from {time_of(added.signs_from)}.")
+    rows, moment = signing_keys.all_keys(), clock.utcnow()
+    new = next(row for row in rows if row.kid == kid)
+    print(f"New key: {kid}")
+    print(f"It signs from {as_time(new.signs_from)} on.")
+    ends = [row.verifies_until for row in signing_keys.verifying(rows, moment) if row != new]
+    if ends:
+        print(f"Earlier keys verify tokens until {as_time(max(ends))}.")
+    else:
+        print("No earlier key verifies tokens.")
     if now:
-        print(f"The earlier keys verify nothing any more.\n{BREAKS}")
-    elif until := max((row.verifies_until for row in rows if row.verifies_until), default=None):
-        print(f"The earlier keys verify until {time_of(until)}.")
+        print(WARNING)
 
 
 def keys() -> None:
-    """Print the keys that sign tokens, the newest first, as a table without any secret."""
+    """Print the keys that sign and verify tokens, newest first, as a table without secrets.
+
+    A key signs, is published and will sign, verifies only, or is retired. The last column says
+    whether one of ENCRYPTION_KEYS decrypts the private key.
+    """
     exit_without_issuer()
     rows, now = signing_keys.all_keys(), clock.utcnow()
-    signing = signing_keys.signing(rows, now)
-    valid = signing_keys.verifying(rows, now)
+    encryption_keys = current_app.config["ENCRYPTION_KEYS"]
     print(TABLE_ROW.format(*COLUMNS))
     for row in rows:
-        if row == signing:
-            state = "signs"
-        elif row not in valid:
-            state = "retired"
-        else:
-            state = "will sign" if row.signs_from > now else "verifies"
-        times = map(time_of, (row.created_at, row.signs_from, row.verifies_until))
-        readable = signing_keys.is_readable(row, current_app.config["ENCRYPTION_KEYS"])
-        print(TABLE_ROW.format(row.kid, state, *times, "yes" if readable else "no"))
+        times = map(as_time, (row.created_at, row.signs_from, row.verifies_until))
+        decrypts = "yes" if signing_keys.is_readable(row, encryption_keys) else "no"
+        print(TABLE_ROW.format(row.kid, _state(row, rows, now), *times, decrypts))
+
+
+def _state(row: SigningKeyRow, rows: Sequence[SigningKeyRow], now: datetime) -> str:
+    if row not in signing_keys.verifying(rows, now):
+        return "retired"
+    if row == signing_keys.signing(rows, now):
+        return "signs"
+    return "published" if row.signs_from > now else "verifies"
 
 
 def reencrypt_keys() -> None:
-    """Encrypt the private keys again, under the first of ENCRYPTION_KEYS."""
+    """Encrypt with the first of ENCRYPTION_KEYS what was encrypted with another one of them."""
     exit_without_issuer()
     try:
-        encrypted = signing_keys.reencrypt()
+        number = signing_keys.reencrypt()
     except encryption.DecryptionFailed:
         sys.exit(
-            "No key of ENCRYPTION_KEYS decrypts one of the private keys; python manage.py keys"
-            " shows which. Nothing has changed."
+            "Nothing has changed: ENCRYPTION_KEYS decrypts not every private key."
+            " python manage.py keys shows which; purge deletes those that are retired."
         )
     db.session.commit()
-    print(f"Private keys encrypted again: {encrypted}.")
+    print(f"Private keys encrypted again: {number}.")

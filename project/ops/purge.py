@@ -9,18 +9,18 @@ from project.tokens import signing_keys
 
 
 def purge() -> None:
-    """Delete what has expired: sessions, events, counts, invitations, old mail, signing keys."""
-    expired = _delete_all(sessions.delete_expired)
+    """Delete expired sessions, events, counts, invitations and mail, and retired keys."""
+    ended = _delete_all(sessions.delete_expired)
     events = _delete_all(audit.delete_expired)
     counts = _delete_all(rate_limits.delete_expired)
     invited = _delete_all(invitations.delete_expired)
     mails = _delete_all(outbox.delete_expired)
-    ended = _delete_all(ended_sessions.delete_expired)
+    feed = _delete_all(ended_sessions.delete_expired)
     keys = _delete_all(signing_keys.delete_expired)
     print(
-        f"Expired sessions deleted: {expired}; events: {events}; counts of attempts: {counts};"
+        f"Expired sessions deleted: {ended}; events: {events}; counts of attempts: {counts};"
         f" invitations: {invited}; emails that were given up: {mails};"
-        f" rows of the feed of ended sessions: {ended}; retired signing keys: {keys}."
+        f" sessions in the feed: {feed}; retired keys: {keys}."
     )
 
 
