@@ -1,108 +1,174 @@
-"""manage.py create_client, clients, rotate_client_secret and disable_client."""
+"""The commands about other services: create_client, clients, rotate_client_secret ..."""
+
+import hashlib
+import re
+from typing import Any
 
 from werkzeug.test import TestResponse
 
-from project.models import MAX_STORED_WORDS
-from project.tests.api.oauth_case import AUDIENCE, ISSUER, TOKEN, basic
-from project.tests.ops.issuer_case import IssuerTestCase
+from project.errors import InvalidClient
+from project.tests.ops.issuer import ISSUER, IssuerTestCase
 from project.tests.rows import stored_events
-from project.tests.tokens.claims import claims_of
 
 
 class TestClients(IssuerTestCase):
-    """The commands about other services."""
+    """The commands, and what a client can do with the secret that they print."""
 
-    def create(self, *arguments: str, **environment: str) -> str:
-        """Add the client `orders`, and return its secret."""
-        return self.secret(self.manage("create_client", "orders", *arguments, **environment))
+    def secret(self, *arguments: str, **environment: str) -> str:
+        """Return the secret that a command prints."""
+        printed = self.manage(*arguments, **environment)
+        client, secret, told, *_ = printed.splitlines()
+        self.assertEqual(f"Client ID: {arguments[1]}", client)
+        self.assertEqual("The secret is not stored, and is not shown again.", told)
+        return secret.removeprefix("Secret:").strip()
 
-    def secret(self, lines: list[str]) -> str:
-        """Return the secret that a command has printed."""
-        self.assertEqual(["Client ID: orders", "The secret is not shown again."], lines[0:3:2])
-        secret = lines[1].removeprefix("Client secret: ")
-        self.assertRegex(secret, r"\A[\w-]{43}\Z")
-        return secret
+    def introspect(self, name: str, secret: str, token: str = "any") -> TestResponse:
+        """Return the response to an introspection."""
+        return self.client.post("/oauth/introspect", auth=(name, secret), data={"token": token})
 
-    def token(self, secret: str, **form: str) -> TestResponse:
-        """Return the response when `orders` asks for a token of its own."""
-        form["grant_type"] = "client_credentials"
-        return self.client.post(TOKEN, data=form, headers=basic("orders", secret))
+    def is_active(self, name: str, secret: str, token: str) -> bool:
+        """Return whether a client is told that a token is active."""
+        response = self.introspect(name, secret, token)
+        self.assertEqual(200, response.status_code)
+        return bool(response.get_json()["active"])
+
+    def stored(self) -> list[dict[str, Any]]:
+        """Return every column of every client."""
+        return [row._asdict() for row in self.execute("SELECT * FROM clients ORDER BY name")]
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return kind and details of the events of clients."""
+        found = [(event["kind"], event["details"]) for event in stored_events()]
+        return [(kind, details) for kind, details in found if kind.startswith("client_")]
 
     def test_create(self) -> None:
-        """A client gets tokens for its audience, with its scope, for the secret printed once."""
-        secret = self.create("--audience", AUDIENCE, "--scope", "stock.read  stock.write")
+        """The client authenticates with its secret, of which only a hash is stored."""
+        token = self.register()
 
-        answer = self.token(secret).get_json()
-        self.assertEqual("stock.read stock.write", answer["scope"])
-        self.assertEqual(AUDIENCE, claims_of(answer["access_token"])["aud"])
-        head, line = self.manage("clients")
-        self.assertEqual("name", head.split()[0])
-        name, audience, _created, *rest = line.split()
-        self.assertEqual(["orders", AUDIENCE], [name, audience])
-        self.assertEqual(["-", "-", "stock.read", "stock.write"], rest)
-        self.assertNotIn(secret, line)
+        secret = self.secret("create_client", "orders")
+
+        self.assertRegex(secret, r"\A[A-Za-z0-9_-]{43}\Z")
+        self.assertTrue(self.is_active("orders", secret, token))
+        [stored] = self.stored()
+        self.assertEqual(hashlib.sha256(secret.encode()).hexdigest(), stored["secret_hash"])
+        self.assertNotIn(secret, str(stored))
+        self.assertEqual([("client_added", {"client": "orders"})], self.events())
 
     def test_audience(self) -> None:
-        """By default the audience is that of the users' tokens; without --scope there is none."""
-        for environment, audience in (
-            ({}, ISSUER),
-            ({"TOKEN_AUDIENCE": AUDIENCE}, AUDIENCE),
-        ):
-            with self.subTest(audience):
-                name = "a" if environment else "b"
-                self.manage("create_client", name, **environment)
-                lines = [line.split() for line in self.manage("clients")]
-                self.assertIn([name, audience], [line[:2] for line in lines])
-                self.assertEqual({"-"}, {line[-1] for line in lines[1:]})
+        """By default a client is for TOKEN_AUDIENCE or the ISSUER; --audience names another."""
+        token = self.register()
+        of_others = self.secret("create_client", "others", "--audience", "https://other.example")
+        self.secret("create_client", "shop", TOKEN_AUDIENCE="https://shop.example")
+        self.secret("create_client", "users")
 
-    def test_refusals(self) -> None:
-        """A taken or invalid name, audience or scope is refused in one line."""
-        self.create()
-        for arguments, words in (
-            (("orders",), "Invalid payload. name is taken"),
-            (("7",), "name must be lower-case letters"),
-            (("first-party",), "name must be lower-case letters"),
-            (("a" * 64,), "name must be lower-case letters"),
-            (("shop", "--audience", "a" * 256), "audience must have 1 to 255 characters"),
-            (("shop", "--scope", 'a"b'), "scope must be words of ASCII"),
-            (("shop", "--scope", "a" * (MAX_STORED_WORDS + 1)), "scope must be"),
-        ):
-            with self.subTest(arguments):
-                self.assert_refused(words, "create_client", *arguments)
-        for command in ("rotate_client_secret", "disable_client"):
-            with self.subTest(command):
-                self.assert_refused("There is no client shop.", command, "shop")
-        for hours in ("-1", "721", "1.5", "a", "1" * 30):
-            with self.subTest(hours):
-                self.assert_refused(
-                    "is a number from 0 to 720",
-                    *("rotate_client_secret", "orders", f"--keep-hours={hours}"),
-                )
-        self.assertEqual(["client_added"], [event["kind"] for event in stored_events()])
+        self.assertFalse(self.is_active("others", of_others, token))
+        audiences = {client["name"]: client["audience"] for client in self.stored()}
+        self.assertEqual(
+            {
+                "others": "https://other.example",
+                "shop": "https://shop.example",
+                "users": ISSUER,
+            },
+            audiences,
+        )
+
+    def test_scope(self) -> None:
+        """A client gets a token of its own with the scope of --scope, or a part of it."""
+        secret = self.secret("create_client", "orders", "--scope", "read  write")
+        for asked, granted in ((None, "read write"), ("write", "write")):
+            with self.subTest(asked):
+                data = {"grant_type": "client_credentials"} | ({"scope": asked} if asked else {})
+                response = self.client.post("/oauth/token", auth=("orders", secret), data=data)
+
+                self.assertEqual(200, response.status_code)
+                self.assertEqual(granted, response.get_json()["scope"])
 
     def test_rotation(self) -> None:
-        """Both secrets are good for a day or --keep-hours; with 0, the old one no longer is."""
-        first = self.create()
-        *lines, kept = self.manage("rotate_client_secret", "orders")
-        second = self.secret(lines)
-        self.assertEqual("The old secret is valid for 24 hours more.", kept)
-        self.assertEqual([200, 200], [self.token(one).status_code for one in (first, second)])
-        self.assertRegex(self.manage("clients")[1], r" 2\S+Z  2\S+Z  -")
+        """Both secrets are valid for 24 hours, or as long as --keep says."""
+        old = self.secret("create_client", "orders")
 
-        lines = self.manage("rotate_client_secret", "orders", "--keep-hours", "720")
-        third = self.secret(lines)
-        codes = [self.token(one).status_code for one in (first, second, third)]
-        self.assertEqual([401, 200, 200], codes)
-        self.move_clock(720 * 3_600)
-        self.assertEqual([401, 200], [self.token(one).status_code for one in (second, third)])
+        new = self.secret("rotate_client_secret", "orders")
 
-        fourth = self.secret(self.manage("rotate_client_secret", "orders", "--keep-hours", "0"))
-        self.assertEqual([401, 200], [self.token(one).status_code for one in (third, fourth)])
+        self.assertNotEqual(old, new)
+        for secret in (old, new):
+            self.assertEqual(200, self.introspect("orders", secret).status_code)
+        self.move_clock(86_400 + 60)
+        self.assert_error(self.introspect("orders", old), InvalidClient)
+        self.assertEqual(200, self.introspect("orders", new).status_code)
+        rotated = ("client_secret_rotated", {"client": "orders"})
+        self.assertEqual(rotated, self.events()[1])
 
-    def test_disabled(self) -> None:
-        """A disabled client is refused, and the table says since when."""
-        secret = self.create()
-        self.assertEqual(["orders is disabled."], self.manage("disable_client", "orders"))
+        newer = self.secret("rotate_client_secret", "orders", "--keep", "0m")
+        self.assert_error(self.introspect("orders", new), InvalidClient)
+        self.assertEqual(200, self.introspect("orders", newer).status_code)
 
-        self.assertEqual(401, self.token(secret).status_code)
-        self.assertRegex(self.manage("clients")[1], r"-  +2\S+Z")
+    def test_time_of_the_old_secret(self) -> None:
+        """The command prints until when the old secret is valid, and so does the table."""
+        self.secret("create_client", "orders")
+
+        printed = self.manage("rotate_client_secret", "orders", "--keep", "7d")
+        [until] = re.findall(r"previous secret is valid until (\S+Z)\.", printed)
+        self.assertIn(until[:-4], self.manage("clients"))
+        printed = self.manage("rotate_client_secret", "orders", "--keep", "0h")
+        self.assertIn("The previous secret is no longer valid.", printed)
+
+    def test_disable(self) -> None:
+        """A disabled client is refused."""
+        secret = self.secret("create_client", "orders")
+
+        self.assertIn("orders is disabled.", self.manage("disable_client", "orders"))
+
+        self.assert_error(self.introspect("orders", secret), InvalidClient)
+        self.assertIn(("client_disabled", {"client": "orders"}), self.events())
+
+    def test_table(self) -> None:
+        """Every client is listed, and no hash of a secret."""
+        for arguments in (
+            ["shop", "--scope", "read write"],
+            ["orders", "--audience", "https://orders.example"],
+        ):
+            self.secret("create_client", *arguments)
+        self.manage("disable_client", "shop")
+
+        printed = self.manage("clients")
+
+        header, orders, shop = (re.split(" {2,}", line) for line in printed.splitlines())
+        self.assertEqual(("client", "state", "created"), tuple(header[:3]))
+        self.assertEqual(["orders", "enabled"], orders[:2])
+        self.assertEqual(["-", "https://orders.example"], orders[3:])
+        self.assertEqual(["shop", "disabled"], shop[:2])
+        self.assertEqual(["-", ISSUER, "read write"], shop[3:])
+        for client in self.stored():
+            self.assertNotIn(client["secret_hash"], printed)
+
+    def test_refused(self) -> None:
+        """Invalid values and unknown clients are refused in one line, and nothing changes."""
+        self.secret("create_client", "orders")
+        before = self.stored()
+        for reason, *arguments in (
+            ("name is taken", "create_client", "orders"),
+            ("name must be lower-case letters", "create_client", "Orders"),
+            ("name must be lower-case letters", "create_client", "7"),
+            ("name must be", "create_client", "first-party"),
+            ("audience must have", "create_client", "shop", "--audience", "x" * 256),
+            ("scope must be", "create_client", "shop", "--scope", 'read "all"'),
+            ("There is no client shop", "rotate_client_secret", "shop"),
+            ("There is no client shop", "disable_client", "shop"),
+            ("'a day' is not a duration", "rotate_client_secret", "orders", "--keep", "a day"),
+            ("'24' is not a duration", "rotate_client_secret", "orders", "--keep", "24"),
+        ):
+            with self.subTest(reason):
+                self.assert_refused(reason, *arguments)
+        self.assertEqual(before, self.stored())
+
+    def test_without_issuer(self) -> None:
+        """Without ISSUER each of the commands is refused and changes nothing."""
+        for arguments in (
+            ["create_client", "orders"],
+            ["clients"],
+            ["rotate_client_secret", "orders"],
+            ["disable_client", "orders"],
+        ):
+            with self.subTest(arguments):
+                self.assert_refused("ISSUER is not set", *arguments, ISSUER="")
+        self.assertEqual([], self.stored())

@@ -1,167 +1,187 @@
-"""manage.py keys, rotate_keys and reencrypt_keys, and what they mean for tokens."""
+"""The commands about the keys that sign tokens: rotate_keys, keys, reencrypt_keys."""
 
+import re
 import secrets
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import jwt
-from sqlalchemy import update
 
-from project import clock, db, errors
-from project.accounts import audit
-from project.models import SigningKey
-from project.tests.api.oauth_case import KEYS
-from project.tests.ops.issuer_case import ENCRYPTION_KEY, LIFETIME, IssuerTestCase
+from project import clock
+from project.errors import TokenInvalid
+from project.tests.base import bearer
+from project.tests.ops.issuer import ENCRYPTION_KEY, SECRET_KEY, IssuerTestCase
 from project.tests.rows import stored_events
-from project.tokens import signing_keys
 
-OTHER_KEY = secrets.token_hex(32)
-
-
-def kids() -> list[str]:
-    """Return the kid of each key, the newest first."""
-    return [row.kid for row in signing_keys.all_keys()]
+ANOTHER_KEY = secrets.token_hex(32)
 
 
-def signer(token: str) -> str:
-    """Return the kid in the header of a token."""
-    kid: str = jwt.get_unverified_header(token)["kid"]
-    return kid
+def kid_of(token: str) -> str:
+    """Return the `kid` of a token."""
+    return str(jwt.get_unverified_header(token)["kid"])
 
 
-class TestKeys(IssuerTestCase):
-    """The commands about signing keys."""
+class KeysTestCase(IssuerTestCase):
+    """A test of these commands, with a user who is logged in."""
 
     def setUp(self) -> None:
-        """Register a user, whose token the first key signs."""
+        """Register a user, for whose token the first key is made."""
         super().setUp()
-        self.token = self.register()
-        (self.first,) = kids()
+        response = self.add("ada")
+        self.assertEqual(201, response.status_code)
+        self.pair = response.get_json()
+        self.token: str = self.pair["auth_token"]
+        self.first = kid_of(self.token)
 
-    def published(self) -> set[str]:
-        """Return the kid of each public key that the service publishes."""
-        return {key["kid"] for key in self.get(KEYS).get_json()["keys"]}
+    def rotate(self, *options: str) -> tuple[str, str]:
+        """Rotate the keys; return the `kid` of the new one, and the other lines."""
+        printed = self.manage("rotate_keys", *options)
+        first, rest = printed.split("\n", 1)
+        return first.removeprefix("New key: "), rest
 
-    def table(self, **environment: str) -> list[tuple[str, str, str]]:
-        """Return kid, state and readability of each line of the table of keys."""
-        head, *lines = self.manage("keys", **environment)
-        self.assertEqual("kid", head.split()[0])
-        cells = [line.replace("will sign", "will-sign").split() for line in lines]
-        return [(line[0], line[1], line[-1]) for line in cells]
+    def published(self) -> list[str]:
+        """Return the `kid` of each public key that other services get."""
+        return [key["kid"] for key in self.get("/.well-known/jwks.json").get_json()["keys"]]
 
-    def signed(self) -> dict[str, Any]:
-        """Log in, and return the token pair."""
-        pair: dict[str, Any] = self.login().get_json()
-        return pair
+    def log_in(self) -> str:
+        """Return the auth token of a login."""
+        response = self.login("ada@test.com")
+        self.assertEqual(200, response.status_code)
+        return str(response.get_json()["auth_token"])
+
+    def states(self, **environment: str) -> dict[str, tuple[str, str]]:
+        """Return, by `kid`, the state that `keys` prints, and whether the key can be decrypted."""
+        header, *lines = self.manage("keys", **environment).splitlines()
+        self.assertEqual("kid", header.split()[0])
+        rows = [re.split(" {2,}", line) for line in lines]
+        return {kid: (state, decrypts) for kid, state, *_, decrypts in rows}
+
+
+class TestRotation(KeysTestCase):
+    """rotate_keys."""
 
     def test_rotation(self) -> None:
-        """The new key is published at once and signs 15 minutes later; no token is refused."""
-        lines = self.manage("rotate_keys")
+        """The new key signs 15 minutes later, and the other verifies until its last token ends."""
+        before = clock.utcnow()
 
-        new, first = signing_keys.all_keys()
-        self.assertEqual(self.first, first.kid)
-        signs_from = f"{new.signs_from:%Y-%m-%dT%H:%M:%SZ}"
-        until = f"{first.verifies_until:%Y-%m-%dT%H:%M:%SZ}"
-        self.assertEqual(
-            [
-                f"The new key is {new.kid}. It signs from {signs_from}.",
-                f"The earlier keys verify until {until}.",
-            ],
-            lines,
-        )
-        event = stored_events()[-1]
-        self.assertEqual(
-            (audit.Kind.KEYS_ROTATED, {"key": new.kid}, None, "manage.py"),
-            (event["kind"], event["details"], event["user_id"], event["user_agent"]),
-        )
+        new, printed = self.rotate()
 
-        self.move_clock(60)
-        self.assertEqual({self.first, new.kid}, self.published())
-        self.assertEqual(self.first, signer(self.signed()["auth_token"]))
-        self.move_clock(840)
-        last = self.signed()["auth_token"]
-        self.move_clock(60)
-        self.assertEqual(new.kid, signer(self.signed()["auth_token"]))
-        self.assertEqual(200, self.get("/auth/status", last).status_code)
-        self.move_clock(LIFETIME)
-        self.assertEqual({new.kid}, self.published())
+        begin, end = (datetime.fromisoformat(one) for one in re.findall(r"\S+Z", printed))
+        self.assertAlmostEqual(900, (begin - before).total_seconds(), delta=30)
+        self.assertEqual(timedelta(seconds=3_600 + 60), end - begin)
+        self.assertNotIn("Warning", printed)
+        self.move_clock(61)
+        self.assertEqual(self.first, kid_of(self.log_in()))
+        self.assertEqual({self.first, new}, set(self.published()))
+        self.move_clock(900)
+        self.assertEqual(new, kid_of(self.log_in()))
+        self.assertEqual(200, self.get("/auth/status", self.token).status_code)
+        self.move_clock(3_660)
+        self.assertEqual([new], self.published())
+        rotations = [event for event in stored_events() if event["kind"] == "keys_rotated"]
+        self.assertEqual([{"key": new}], [event["details"] for event in rotations])
 
     def test_leak(self) -> None:
-        """With --now earlier keys verify nothing any more, and refresh tokens continue to work."""
-        pair = self.signed()
-        added, ended, *warning = self.manage("rotate_keys", "--now")
+        """With --now tokens of earlier keys are refused within a minute; refresh tokens are not."""
+        new, printed = self.rotate("--now")
 
-        new, _ = kids()
-        self.assertIn(new, added)
-        self.assertEqual("The earlier keys verify nothing any more.", ended)
-        for words in ("clients have to refresh", "Refresh tokens continue", "up to 5 minutes"):
-            self.assertIn(words, " ".join(warning).replace("so clients", "clients"))
-        self.move_clock(60)
-        self.assert_error(self.get("/auth/status", self.token), errors.TokenInvalid)
-        refreshed = self.client.post(
-            "/auth/refresh", json={"refresh_token": pair["refresh_token"]}
-        ).get_json()
-        self.assertEqual(new, signer(refreshed["auth_token"]))
-        self.assertEqual({new}, self.published())
+        self.assertIn("No earlier key verifies tokens.", printed)
+        self.assertIn("Warning: this breaks tokens that are in use.", printed)
+        self.move_clock(61)
+        self.assert_error(self.get("/auth/status", self.token), TokenInvalid)
+        body = {"refresh_token": self.pair["refresh_token"]}
+        refreshed = self.client.post("/auth/refresh", json=body).get_json()["auth_token"]
+        self.assertEqual(new, kid_of(refreshed))
+        self.assertEqual(200, self.get("/auth/status", refreshed).status_code)
+        self.assertEqual([new], self.published())
 
-    def test_table(self) -> None:
-        """The table has the state of each key, and whether it can be decrypted."""
-        self.manage("rotate_keys", "--now")
-        self.manage("rotate_keys")
-        third, second, _ = kids()
-        expected = [(third, "will-sign"), (second, "signs"), (self.first, "retired")]
-        self.assertEqual([(*row, "yes") for row in expected], self.table())
-        self.assertEqual([(*row, "no") for row in expected], self.table(ENCRYPTION_KEYS=OTHER_KEY))
+    def test_lost_encryption_key(self) -> None:
+        """Without the key that encrypted the private key, --now makes logins possible again."""
+        self.app.config["ENCRYPTION_KEYS"] = (ANOTHER_KEY,)
+        self.assertEqual(500, self.login("ada@test.com").status_code)
 
-        begun = {"signs_from": clock.utcnow() - timedelta(seconds=1)}
-        db.session.execute(update(SigningKey).where(SigningKey.kid == third).values(begun))
-        db.session.commit()
-        states = dict(row[:2] for row in self.table())
-        self.assertEqual({third: "signs", second: "verifies", self.first: "retired"}, states)
+        printed = self.manage("rotate_keys", "--now", ENCRYPTION_KEYS=ANOTHER_KEY)
 
-    def test_encryption_again(self) -> None:
-        """All private keys are encrypted under the first key, after which the old one can go."""
-        self.manage("rotate_keys")
-        both = f"{OTHER_KEY},{ENCRYPTION_KEY}"
+        self.move_clock(61)
+        self.assertIn(kid_of(self.log_in()), printed)
 
-        for number in (2, 0):
-            lines = self.manage("reencrypt_keys", ENCRYPTION_KEYS=both)
-            self.assertEqual([f"Private keys encrypted again: {number}."], lines)
-        readable = {row[2] for row in self.table(ENCRYPTION_KEYS=OTHER_KEY)}
-        self.assertEqual({"yes"}, readable)
-        self.assert_refused("No key of ENCRYPTION_KEYS decrypts", "reencrypt_keys")
 
-    def test_first_key(self) -> None:
-        """Without any key, a rotation makes the one that signs."""
-        db.session.query(SigningKey).delete()
-        db.session.commit()
+class TestTable(KeysTestCase):
+    """keys."""
 
-        self.assertEqual([], self.table())
-        (line,) = self.manage("rotate_keys")
-        self.assertEqual([(kids()[0], "signs", "yes")], self.table())
-        self.assertIn(kids()[0], line)
+    def test_states(self) -> None:
+        """Each key is listed with its state."""
+        self.assertEqual({self.first: ("signs", "yes")}, self.states())
+        second, _ = self.rotate()
+        self.assertEqual({"signs", "published"}, {state for state, _ in self.states().values()})
+        self.assertEqual(("published", "yes"), self.states()[second])
+        self.execute("UPDATE signing_keys SET signs_from = created_at WHERE kid = :kid", kid=second)
+        self.assertEqual({second: ("signs", "yes"), self.first: ("verifies", "yes")}, self.states())
+        third, _ = self.rotate("--now")
+        self.assertEqual(
+            {third: ("signs", "yes"), second: ("retired", "yes"), self.first: ("retired", "yes")},
+            self.states(),
+        )
 
-    def test_lost_key(self) -> None:
-        """A server does not start with a key that it cannot decrypt; a new one helps."""
-        other = {"ENCRYPTION_KEYS": OTHER_KEY}
-        self.assert_refused("rotate_keys --now", "serve", **other)
+    def test_secrets(self) -> None:
+        """Keys that cannot be decrypted are listed too, and no secret is."""
+        self.assertEqual({self.first: ("signs", "no")}, self.states(ENCRYPTION_KEYS=ANOTHER_KEY))
+        printed = self.manage("keys")
+        for secret in (ENCRYPTION_KEY, SECRET_KEY):
+            self.assertNotIn(secret, printed)
 
-        self.manage("rotate_keys", "--now", **other)
-        states = [(row[1], row[2]) for row in self.table(**other)]
-        self.assertEqual([("signs", "yes"), ("retired", "no")], states)
 
-    def test_without_issuer(self) -> None:
-        """Without ISSUER every command about keys and clients exits with a line."""
-        for arguments in (
-            ("keys",),
-            ("rotate_keys",),
-            ("rotate_keys", "--now"),
-            ("reencrypt_keys",),
-            ("clients",),
-            ("create_client", "orders", "--audience", "https://api.example"),
-            ("rotate_client_secret", "orders"),
-            ("disable_client", "orders"),
-        ):
+class TestReencryption(KeysTestCase):
+    """reencrypt_keys."""
+
+    def test_another_key(self) -> None:
+        """After the re-encryption the old key is not needed any more, and tokens stay valid."""
+        both = f"{ANOTHER_KEY},{ENCRYPTION_KEY}"
+
+        self.assertIn("again: 1.", self.manage("reencrypt_keys", ENCRYPTION_KEYS=both))
+        self.assertIn("again: 0.", self.manage("reencrypt_keys", ENCRYPTION_KEYS=both))
+
+        self.assertEqual({self.first: ("signs", "yes")}, self.states(ENCRYPTION_KEYS=ANOTHER_KEY))
+        self.app.config["ENCRYPTION_KEYS"] = (ANOTHER_KEY,)
+        self.move_clock(61)
+        self.assertEqual(self.first, kid_of(self.log_in()))
+        self.assertEqual(200, self.get("/auth/status", self.token).status_code)
+
+    def test_unknown_key(self) -> None:
+        """If a private key cannot be decrypted, nothing is changed."""
+        before = self.execute("SELECT * FROM signing_keys")
+
+        self.assert_refused("Nothing has changed", "reencrypt_keys", ENCRYPTION_KEYS=ANOTHER_KEY)
+
+        self.assertEqual(before, self.execute("SELECT * FROM signing_keys"))
+
+
+class TestPurge(KeysTestCase):
+    """purge."""
+
+    def test_purge(self) -> None:
+        """Retired keys and sessions in the feed whose tokens have expired are deleted."""
+        for _ in range(3):
+            token = self.log_in()
+            self.client.get("/auth/logout", headers=bearer(token))
+        new, _ = self.rotate("--now")
+        self.execute(
+            "UPDATE ended_sessions SET expires_at = ended_at WHERE session_id IN"
+            " (SELECT session_id FROM ended_sessions LIMIT 2)"
+        )
+
+        printed = self.manage("purge")
+
+        self.assertIn("sessions in the feed: 2; retired keys: 1.", printed)
+        self.assertEqual({new: ("signs", "yes")}, self.states())
+        self.assertEqual(1, len(self.execute("SELECT * FROM ended_sessions")))
+
+
+class TestWithoutIssuer(IssuerTestCase):
+    """A service whose tokens only it verifies."""
+
+    def test_refused(self) -> None:
+        """Each of the commands is refused and changes nothing."""
+        for arguments in (["rotate_keys"], ["rotate_keys", "--now"], ["keys"], ["reencrypt_keys"]):
             with self.subTest(arguments):
                 self.assert_refused("ISSUER is not set", *arguments, ISSUER="")
-        self.assertEqual([self.first], kids())
+        self.assertEqual([], self.execute("SELECT * FROM signing_keys"))
