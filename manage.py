@@ -115,12 +115,6 @@ for function in (
     users.deactivate,
     users.activate,
     users.end_sessions,
-    keys.keys,
-    keys.rotate_keys,
-    keys.reencrypt_keys,
-    clients.clients,
-    clients.create_client,
-    clients.disable_client,
     purge.purge,
     audit_log.events,
     mail.send_mail,
@@ -137,8 +131,6 @@ for function in (
     commands.openapi,
 ):
     manager.command(function)
-# A parameter would become --keep_hours.
-manager.option("--keep-hours", default="24")(manager.option("name")(clients.rotate_client_secret))
 
 
 if __name__ == "__main__":

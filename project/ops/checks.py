@@ -10,7 +10,7 @@ import math
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,17 +122,6 @@ def _settings_class(app: Flask) -> Finding:
             " Set APP_SETTINGS=project.config.ProductionConfig to go live."
         )
     return ok("The settings are for production.")
-
-
-_FORGERY = "an attacker who guesses it can forge tokens of any user"
-
-
-def _key(name: str, key: str, risk: str) -> Finding:
-    try:
-        strong_key(key)
-    except ValueError as error:
-        return wrong(f"{name} {error}: {risk}.")
-    return ok(f"{name} is long enough, and not a well-known key.")
 
 
 def _keys(config: Config) -> Iterator[Finding]:

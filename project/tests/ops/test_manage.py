@@ -199,37 +199,6 @@ class TestManage(unittest.TestCase):
         left = self.execute("SELECT email FROM invitations")
         self.assertEqual(["valid"], [row.email for row in left])
 
-    def test_purge_of_tokens_for_other_services(self) -> None:
-        """Ended sessions and signing keys whose tokens have expired are deleted, and no others."""
-        self.manage("db", "upgrade")
-        rows = [
-            {"name": "expired", "at": EARLIER, "position": 1},
-            {"name": "expired, unread", "at": EARLIER, "position": None},
-            {"name": "valid", "at": LATER, "position": 2},
-            {"name": "expired, last", "at": EARLIER, "position": 3},
-        ]
-        self.execute(
-            "INSERT INTO ended_sessions (session_id, ended_at, expires_at, position)"
-            " VALUES (:name, :at, :at, :position)",
-            *rows,
-        )
-        self.execute(
-            "INSERT INTO signing_keys (kid, public, private, created_at, signs_from,"
-            " verifies_until) VALUES (:name, '{}', '', :early, :early, :at)",
-            *(
-                {"name": name, "early": EARLIER, "at": at}
-                for name, at in {"retired": EARLIER, "verifies": LATER, "signs": None}.items()
-            ),
-        )
-
-        printed = self.manage("purge", production=True)
-
-        self.assertIn("feed of ended sessions: 2; retired signing keys: 1.", printed)
-        left = self.execute("SELECT session_id FROM ended_sessions ORDER BY position")
-        self.assertEqual(["valid", "expired, last"], [row.session_id for row in left])
-        left = self.execute("SELECT kid FROM signing_keys ORDER BY kid")
-        self.assertEqual(["signs", "verifies"], [row.kid for row in left])
-
     def test_shell(self) -> None:
         """The shell has the application, the database and the User model."""
         printed = self.manage("shell", stdin="print(app.name, db.engine.name, User.__tablename__)")
