@@ -93,7 +93,7 @@ class TestManage(unittest.TestCase):
         self.manage("recreate_db")
         self.assertEqual([], self.users())
 
-        self.assertIn("Running downgrade 0007", self.manage("db", "downgrade"))
+        self.assertIn("Running downgrade 0008", self.manage("db", "downgrade"))
 
     def test_production_is_not_touched(self) -> None:
         """recreate_db and seed_db exit with 1 under production's settings."""
@@ -220,7 +220,7 @@ class TestManage(unittest.TestCase):
 
         printed = self.manage("purge", production=True)
 
-        self.assertIn("invitations: 1; emails that were given up: 1.", printed)
+        self.assertIn("invitations: 1; emails that were given up: 1;", printed)
         left = self.execute("SELECT address FROM mails ORDER BY id")
         self.assertEqual(["young", "waiting"], [row.address for row in left])
         left = self.execute("SELECT email FROM invitations")
