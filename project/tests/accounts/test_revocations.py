@@ -103,6 +103,7 @@ class FeedTestCase(IssuerTestCase):
         while deleted := ended_sessions.delete_expired():
             db.session.commit()
             total += deleted
+        db.session.rollback()
         return total
 
 
