@@ -93,7 +93,7 @@ class TestManage(unittest.TestCase):
         self.manage("recreate_db")
         self.assertEqual([], self.users())
 
-        self.assertIn("Running downgrade 0007", self.manage("db", "downgrade"))
+        self.assertIn("Running downgrade 0008", self.manage("db", "downgrade"))
 
     def test_production_is_not_touched(self) -> None:
         """recreate_db and seed_db exit with 1 under production's settings."""
