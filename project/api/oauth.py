@@ -14,7 +14,11 @@ from project.tokens import signing_keys
 KEYS_MAX_AGE = 300  # seconds
 GRANT_TYPE = "client_credentials"
 
-oauth_blueprint = Blueprint("oauth", "Verify the tokens of this service in other services.")
+oauth_blueprint = Blueprint(
+    "oauth",
+    "Verify the tokens of this service in other services, which are OAuth clients. A body is a form"
+    " (RFC 6749, appendix B), and an error has the `error` of RFC 6749 too.",
+)
 
 
 @oauth_blueprint.get("/.well-known/jwks.json")

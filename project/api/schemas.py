@@ -152,7 +152,8 @@ class PasswordChange(Body):
 class TokenRequest(Body):
     """The parameters of a token request, form-encoded (RFC 6749, 4.4.2)."""
 
-    grant_type: str
+    # A text, so that the refusal of another grant has its own code.
+    grant_type: str = Field(min_length=1, json_schema_extra={"enum": ["client_credentials"]})
     scope: str = Field(
         default_factory=str, description="Words separated by spaces; by default, all."
     )
@@ -166,7 +167,7 @@ class TokenRequest(Body):
 class PresentedToken(Body):
     """A token that a client has received, form-encoded."""
 
-    token: str
+    token: str = Field(min_length=1)
     token_type_hint: str = Field(default_factory=str, description="Has no effect.")
 
 

@@ -1,7 +1,6 @@
 """The command that prints the audit log: events."""
 
 import contextlib
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,12 +15,11 @@ from project import clock
 from project.accounts import directory
 from project.lib import database
 from project.models import events_table
-from project.ops.command_line import exit_if_not_found
+from project.ops.command_line import as_duration, as_time, exit_if_not_found
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TABLE_ROW = "{:20}  {:24}  {:>7}  {:39}  {}"
 COLUMNS = "time", "event", "user", "address", "details"
-UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 PAGE = 500  # events that are read at once
 FOLLOW_INTERVAL = 0.5  # seconds between two reads
@@ -57,8 +55,8 @@ def events(
 def _start(since: str) -> datetime:
     """Return the time that `since` names: ISO 8601, UTC by default, or a duration up to now."""
     try:
-        if duration := re.fullmatch(r"([0-9]{1,6})([mhd])", since):
-            return clock.utcnow() - timedelta(**{UNITS[duration[2]]: int(duration[1])})
+        if (duration := as_duration(since)) is not None:
+            return clock.utcnow() - duration
         time = datetime.fromisoformat(since)
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
@@ -104,7 +102,7 @@ def _as_row(event: Row[Any]) -> str:
     if event.actor_id:
         details = f"by={event.actor_id} {details}"
     user, ip = event.user_id or "-", event.ip or "-"
-    time = f"{event.created_at:%Y-%m-%dT%H:%M:%SZ}"
     # Quoted, so that a client cannot pass off its User-Agent as details.
     user_agent = orjson.dumps(event.user_agent).decode()
-    return TABLE_ROW.format(time, event.kind, user, ip, f"{details} {user_agent}".strip())
+    columns = as_time(event.created_at), event.kind, user, ip, f"{details} {user_agent}".strip()
+    return TABLE_ROW.format(*columns)

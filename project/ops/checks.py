@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from project import clock
+from project.accounts import clients
 from project.accounts.mails import Kind
 from project.config import DAY, strong_key
 from project.errors import ConfigurationError
@@ -29,6 +30,7 @@ from project.extensions import db
 from project.lib import database, hashing
 from project.mail import outbox, rendering
 from project.mail.transport import SmtpTransport, describe
+from project.tokens import signing_keys
 
 # OWASP's Password Storage Cheat Sheet: a cost of at least 10, and less than a second.
 MIN_ROUNDS = 10
@@ -39,6 +41,8 @@ GOOD_HASH_SECONDS = 0.5
 # NIST SP 800-63B-4, 3.1.1.2: with a second factor, and for passwords as the only factor.
 MIN_PASSWORD_WITH_SECOND_FACTOR, MIN_PASSWORD_ALONE = 8, 15
 MAX_CLOCK_SKEW = 1.0  # seconds
+MAX_LIFETIME_ELSEWHERE = 3_600  # seconds for which another service may accept an ended session
+MAX_KEY_DAYS = 365  # for which a key signs
 
 
 class Verdict(Enum):
@@ -94,6 +98,7 @@ def examine(app: Flask) -> Iterator[Finding]:
     """Check the settings of `app` and its database, in the context of `app`."""
     yield _settings_class(app)
     yield from _keys(app.config)
+    yield from _issuer(app.config)
     yield from _access(app.config)
     yield _https(app.config)
     yield _password_length(app.config)
@@ -126,12 +131,7 @@ def _keys(config: Config) -> Iterator[Finding]:
         for number, key in enumerate(fallbacks, 1)
     }
     for name, key in keys.items():
-        try:
-            strong_key(key)
-        except ValueError as error:
-            yield wrong(f"{name} {error}: an attacker who guesses it can forge tokens of any user.")
-        else:
-            yield ok(f"{name} is long enough, and not a well-known key.")
+        yield _strength(name, key, "an attacker who guesses it can forge tokens of any user")
     if "," in config["SECRET_KEY"]:
         yield note(
             "SECRET_KEY contains a comma, so it can never be one of SECRET_KEY_FALLBACKS: when it"
@@ -143,6 +143,44 @@ def _keys(config: Config) -> Iterator[Finding]:
         yield note(
             f"Keys in SECRET_KEY_FALLBACKS: {len(fallbacks)}. Remove an old key when its last"
             f" token has expired, {longest:.3g} days after the last server stopped signing with it."
+        )
+
+
+def _strength(name: str, key: str, harm: str) -> Finding:
+    try:
+        strong_key(key)
+    except ValueError as error:
+        return wrong(f"{name} {error}: {harm}.")
+    return ok(f"{name} is long enough, and not a well-known key.")
+
+
+def _issuer(config: Config) -> Iterator[Finding]:
+    """Check the settings of tokens that other services verify."""
+    issuer, keys = config["ISSUER"], config["ENCRYPTION_KEYS"]
+    if not issuer:
+        return
+    if issuer.startswith("http:"):
+        yield wrong(
+            "ISSUER starts with http://, which is for development: other services have to fetch"
+            " the public keys over HTTPS."
+        )
+    else:
+        yield ok(f"Other services can verify tokens: ISSUER={issuer}.")
+    for number, key in enumerate(keys, 1):
+        harm = "an attacker with it and a copy of the database can forge tokens of any user"
+        yield _strength(f"Key number {number} of ENCRYPTION_KEYS", key, harm)
+    if len(keys) > 1:
+        yield note(
+            f"Keys in ENCRYPTION_KEYS: {len(keys)}. The first one encrypts. After python manage.py"
+            " reencrypt_keys, the others are needed only for backups from before."
+        )
+    lifetime = config["TOKEN_EXPIRATION_DAYS"] * DAY + config["TOKEN_EXPIRATION_SECONDS"]
+    if lifetime > MAX_LIFETIME_ELSEWHERE:
+        yield note(
+            f"An auth token is valid for {lifetime:,} seconds: a service that verifies tokens"
+            " without the feed and without introspection learns only then that a session has"
+            " ended. Lower TOKEN_EXPIRATION_DAYS and TOKEN_EXPIRATION_SECONDS, to 900 seconds"
+            " for example."
         )
 
 
@@ -329,6 +367,7 @@ def _database(config: Config) -> Iterator[Finding]:
         yield _schema(schema)
         if schema in database.USABLE:
             yield from _outbox()
+            yield from _signing_keys(config)
         if engine.dialect.name == "sqlite":
             yield ok("There is one clock: SQLite uses that of this machine.")
         else:
@@ -349,6 +388,46 @@ def _outbox() -> Iterator[Finding]:
         )
     if counts.waiting:
         yield note(f"Emails that wait to be sent: {counts.waiting}.")
+
+
+def _signing_keys(config: Config) -> Iterator[Finding]:
+    """Check the keys that sign tokens for other services."""
+    rows, now = signing_keys.all_keys(), clock.utcnow()
+    if not config["ISSUER"]:
+        others = clients.listed()
+        if rows or others:
+            yield note(
+                f"ISSUER is not set, and there are signing keys ({len(rows)}) and clients"
+                f" ({len(others)}): other services cannot verify tokens any more."
+            )
+        return
+    signing = signing_keys.signing(rows, now)
+    if signing is None:
+        yield ok("There is no signing key yet: the service makes it when it starts.")
+        return
+    days = max(0, (now - signing.signs_from).days)
+    age = f"Key {signing.kid} has signed auth tokens for {days} days"
+    if days > MAX_KEY_DAYS:
+        yield note(f"{age}. python manage.py rotate_keys replaces it.")
+    else:
+        yield ok(f"{age}.")
+    keys = config["ENCRYPTION_KEYS"]
+    for row in signing_keys.verifying(rows, now):
+        if row.signs_from < signing.signs_from:
+            continue  # only its public key is still used
+        used = "signs" if row == signing else "will sign"
+        if not signing_keys.is_readable(row, keys):
+            yield wrong(
+                f"No key of ENCRYPTION_KEYS decrypts the private key {row.kid}, which {used} auth"
+                " tokens: users cannot log in without it. Add the key that encrypted it, or replace"
+                " it with python manage.py rotate_keys --now."
+            )
+        elif not signing_keys.is_readable(row, keys[:1]):
+            yield note(
+                f"The private key {row.kid}, which {used} auth tokens, is not encrypted with the"
+                " first of ENCRYPTION_KEYS. Run python manage.py reencrypt_keys before you remove"
+                " the other keys."
+            )
 
 
 _MIGRATE = "python manage.py db upgrade creates the tables, and serve runs it at its start"

@@ -10,6 +10,7 @@ from sqlalchemy import Row
 from project.accounts.mails import compose
 from project.extensions import db
 from project.mail import outbox, sender, transport
+from project.ops.command_line import as_time
 
 MAX_LISTED = 500
 TABLE_ROW = "{:>8}  {:18}  {:32}  {:20}  {:>5}  {:20}  {}"
@@ -55,8 +56,7 @@ def mails(retry: bool = False) -> None:
 
 
 def _as_row(mail: Row[Any]) -> str:
-    created, following = (f"{at:%Y-%m-%dT%H:%M:%SZ}" for at in (mail.created_at, mail.next_try_at))
-    if mail.failed_at:
-        following = "given up"
+    created = as_time(mail.created_at)
+    following = "given up" if mail.failed_at else as_time(mail.next_try_at)
     columns = mail.id, mail.kind, mail.address, created, mail.tries, following, mail.error
     return TABLE_ROW.format(*columns).rstrip()

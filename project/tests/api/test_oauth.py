@@ -214,18 +214,19 @@ class TestForms(OAuthTestCase):
     def test_refused(self) -> None:
         """A body that is no form, or repeats a parameter, is refused."""
         valid = "token=x&grant_type=client_credentials"
+        bodies: dict[str, tuple[str | bytes, str | None]] = {
+            "JSON": ('{"token":"x","grant_type":"client_credentials"}', "application/json"),
+            "a form called JSON": (valid, "application/json"),
+            "text": (valid, "text/plain"),
+            "multipart": (valid, "multipart/form-data; boundary=x"),
+            "no type": (valid, None),
+            "not ASCII": (valid.encode() + b"&a=\xff", FORM),
+            "not UTF-8": (f"{valid}&a=%ff", FORM),
+            "repeated": (f"{valid}&{valid}", FORM),
+            "repeated unknown": (f"{valid}&a=1&a=2", FORM),
+        }
         for path in FORM_ROUTES:
-            for name, (body, kind) in {
-                "JSON": ('{"token":"x","grant_type":"client_credentials"}', "application/json"),
-                "a form called JSON": (valid, "application/json"),
-                "text": (valid, "text/plain"),
-                "multipart": (valid, "multipart/form-data; boundary=x"),
-                "no type": (valid, None),
-                "not ASCII": (valid.encode() + b"&a=\xff", FORM),
-                "not UTF-8": (f"{valid}&a=%ff", FORM),
-                "repeated": (f"{valid}&{valid}", FORM),
-                "repeated unknown": (f"{valid}&a=1&a=2", FORM),
-            }.items():
+            for name, (body, kind) in bodies.items():
                 with self.subTest(name, path=path):
                     self.assert_invalid(self.post_raw(path, body, kind), "body")
 

@@ -220,7 +220,7 @@ class TestManage(unittest.TestCase):
 
         printed = self.manage("purge", production=True)
 
-        self.assertIn("invitations: 1; emails that were given up: 1.", printed)
+        self.assertIn("invitations: 1; emails that were given up: 1;", printed)
         left = self.execute("SELECT address FROM mails ORDER BY id")
         self.assertEqual(["young", "waiting"], [row.address for row in left])
         left = self.execute("SELECT email FROM invitations")
