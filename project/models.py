@@ -206,7 +206,7 @@ class Session(db.Model):  # type: ignore[name-defined,misc]  # the base is made 
     ip: Mapped[str | None] = mapped_column(String(MAX_STORED_IP))
     user_agent: Mapped[str] = mapped_column(String(MAX_STORED_USER_AGENT))
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    # When the current auth token expires; None in sessions from before the column.
+    # When the last of its auth tokens expires; None in sessions from before the column.
     token_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __table_args__ = (

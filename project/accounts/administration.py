@@ -29,7 +29,7 @@ from project.lib import database
 from project.mail import outbox
 from project.models import username_key, users_table
 
-PRIVILEGES = {"active", "admin"}  # only an admin changes these
+PRIVILEGES = {"active", "admin", "roles"}  # only an admin changes these
 _CONFIRMATION_FIELD = "current_password"
 
 _users = users_table.c
@@ -62,7 +62,7 @@ class Changed(NamedTuple):
 
 def change(
     user_id: int,
-    changes: Mapping[str, str | bool],
+    changes: Mapping[str, Any],
     caller: Row[Any],
     origin: audit.Origin,
     *,
@@ -70,7 +70,7 @@ def change(
     versions: Container[str] | None = None,
     confirm_email: bool = False,
 ) -> Changed:
-    """Change the username, email, `active` or `admin` of a user.
+    """Change the username, email, `active`, `admin` or roles of a user.
 
     `caller` is an active admin or that user, as `sessions.identify` returned them. A change of
     `active` ends the user's sessions; other changes end none, because tokens name neither the
@@ -96,7 +96,7 @@ def change(
     ):
         account.refuse(errors.PreconditionFailed(), "precondition_failed")
     different = {name: value for name, value in changes.items() if getattr(before, name) != value}
-    if account.is_last_admin and PRIVILEGES & different.keys():
+    if account.is_last_admin and {"active", "admin"} & different.keys():
         account.refuse(errors.LastAdmin(), "last_admin")
     to_confirm = cast(str | None, different.pop("email", None)) if confirm_email else None
     if to_confirm:
@@ -211,7 +211,7 @@ def _lock_rows(user_id: int, caller: Row[Any]) -> tuple[Row[Any], bool]:
 
 
 def _update(
-    user_id: int, different: Mapping[str, str | bool], *, email_verified: bool
+    user_id: int, different: Mapping[str, Any], *, email_verified: bool
 ) -> tuple[Row[Any], int]:
     """Store the changes of a user; return the user, and how many sessions that ended.
 
@@ -233,7 +233,7 @@ def _update(
         return db.session.execute(changed if values else unchanged).one(), ended
 
 
-def _record(different: Mapping[str, str | bool], ended: int, about: Mapping[str, Any]) -> None:
+def _record(different: Mapping[str, Any], ended: int, about: Mapping[str, Any]) -> None:
     """Record the changes: one event for the names, and one for each privilege."""
     kinds = audit.Kind
     if fields := sorted(different.keys() - PRIVILEGES):
@@ -243,6 +243,8 @@ def _record(different: Mapping[str, str | bool], ended: int, about: Mapping[str,
         audit.record(kind, **about, sessions=ended)
     if "admin" in different:
         audit.record(kinds.ADMIN_GRANTED if different["admin"] else kinds.ADMIN_REVOKED, **about)
+    if "roles" in different:
+        audit.record(kinds.ROLES_CHANGED, **about, roles=" ".join(different["roles"]))
 
 
 def set_active(email: str, active: bool, origin: audit.Origin) -> None:

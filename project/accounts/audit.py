@@ -74,6 +74,7 @@ class Kind(StrEnum):
     USER_ACTIVATED = auto()
     ADMIN_GRANTED = auto()
     ADMIN_REVOKED = auto()
+    ROLES_CHANGED = auto()  # roles: all that the user has now, without admin
     USER_DELETED = auto()  # by an admin; the event does not name the user
     ACCOUNT_DELETED = auto()  # by the user; the event does not name them
     DELETION_REFUSED = auto()  # why: wrong_password, last_admin; pause

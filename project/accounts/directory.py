@@ -23,12 +23,13 @@ from project.accounts import audit
 from project.errors import UserNotFound
 from project.lib import database
 from project.models import username_key, users_table
+from project.tokens import keys
 
 _users = users_table.c
 _BY_EMAIL = select(_users.id).where(_users.email == bindparam("email"))
-# Each statement twice: by whether it returns `active` and `admin` too.
+# Each statement twice: by whether it returns `active`, `admin` and `roles` too.
 _PUBLIC: list[Any] = [_users.id, _users.username, _users.email, _users.created_at]
-_FULL = [*_PUBLIC, _users.active, _users.admin]
+_FULL = [*_PUBLIC, _users.active, _users.admin, _users.roles]
 _RETURNED: dict[bool, Select[Any]] = {False: select(*_PUBLIC), True: select(*_FULL)}
 _BY_ID = {full: query.where(_users.id == bindparam("user_id")) for full, query in _RETURNED.items()}
 _IDS: BindParameter[Any] = bindparam("user_ids", expanding=True)
@@ -73,7 +74,7 @@ def find_by_email(email: str) -> int:
 def find(user_id: int, *, full: bool = False) -> Row[Any]:
     """Return id, username, email and created_at of a user; raise UserNotFound.
 
-    With `full`, return `active` and `admin` too.
+    With `full`, return `active`, `admin` and `roles` too.
     """
     user = database.fetch_one(_BY_ID[full], user_id=user_id)
     if user is None:
@@ -88,9 +89,20 @@ def find_all(user_ids: Sequence[int], *, full: bool = False) -> Sequence[Row[Any
     return [users[user_id] for user_id in dict.fromkeys(user_ids) if user_id in users]
 
 
+def members(user: Row[Any], *, full: bool) -> dict[str, Any]:
+    """Return what a client sees of a user, as `find` returns them."""
+    shown = {column.name: getattr(user, column.name) for column in (_FULL if full else _PUBLIC)}
+    if full:
+        del shown["roles"]
+        shown |= shown_roles(user)
+    return shown
+
+
 def version(user: Row[Any], *, full: bool) -> str:
     """Return a hash that changes with every field that `find` returns of a user, and no other."""
     values = [str(getattr(user, column.name)) for column in (_FULL if full else _PUBLIC)]
+    if full and not user.roles:
+        values.pop()  # as in versions from before the column
     return hashlib.sha256(orjson.dumps(values)).hexdigest()[:32]
 
 
@@ -149,8 +161,7 @@ def search(
         following = _position(entries[-1])
     if origin.actor_id is not None:
         audit.record(audit.Kind.USERS_SEARCHED, origin, user_id=None, users=len(page))
-    columns = _RETURNED[full].selected_columns.keys()
-    return [{name: getattr(entry, name) for name in columns} for entry in page], following
+    return [members(entry, full=full) for entry in page], following
 
 
 def _position(entry: Row[Any]) -> Position:
@@ -161,6 +172,11 @@ def _first_match(entry: Row[Any], prefix: str) -> Position | None:
     """Return the first position of the entry's user whose name begins with `prefix`."""
     positions = (entry.username_key, False), (entry.email, True)
     return min((each for each in positions if each[0].startswith(prefix)), default=None)
+
+
+def shown_roles(user: Any) -> dict[str, Any]:
+    """Return the member `roles`, if ISSUER is set or the user has roles; otherwise nothing."""
+    return {"roles": roles_of(user)} if keys.issuer() or user.roles else {}
 
 
 def roles_of(user: Any) -> list[str]:

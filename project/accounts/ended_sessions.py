@@ -3,7 +3,8 @@
 A row is added in the transaction that ends the session. Rows of long transactions are committed
 late, so no number that is taken before the commit gives the order in which they appear. A row
 therefore gets its position when the feed is read for the first time after the commit, by one
-reader at a time: no row appears before a position that a client has read.
+reader at a time: no row appears before a position that a client has read. Positions grow with the
+clock, so that those of rows that were lost, when a backup was restored, are not given again.
 """
 
 from collections.abc import Sequence
@@ -73,12 +74,18 @@ def page(after: int, limit: int) -> Sequence[Any]:
     """
     if database.fetch_one(_NEW):
         database.lock("ended_sessions")
-        last = db.session.execute(_LAST).one().position
-        db.session.execute(_NUMBER, {"last": last})
+        _number()
     rows = db.session.execute(_PAGE, {"after": after, "limit": limit, "now": clock.utcnow()}).all()
     if not rows and after > db.session.execute(_LAST).one().position:
         raise InvalidPayload(errors={"after": "is no cursor of this feed"})
     return rows
+
+
+def _number() -> None:
+    """Give a batch of new rows their positions; the caller has the lock."""
+    last = db.session.execute(_LAST).one().position
+    moment = int(clock.utcnow().timestamp() * 1_000_000)
+    db.session.execute(_NUMBER, {"last": max(last, moment)})
 
 
 def delete_expired() -> int:

@@ -19,6 +19,13 @@ MAX_NAME_LENGTH = 128  # characters, of a username and of an email
 # https://html.spec.whatwg.org/multipage/input.html#valid-e-mail-address
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _EMAIL = re.compile(rf"[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
+_MAX_ROLE_LENGTH = 31  # characters
+_ROLE = re.compile(rf"[a-z][a-z0-9_.:-]{{0,{_MAX_ROLE_LENGTH - 1}}}")
+_ROLE_RULE = (
+    f"must be different words of at most {_MAX_ROLE_LENGTH} characters of a-z, 0-9 and _.:-"
+    " that begin with a letter"
+)
+MAX_ROLES = 16  # together they fit in the column
 _REFUSED_CATEGORIES = {"Cc", "Cs"}  # control characters; surrogates, which UTF-8 cannot encode
 
 
@@ -67,6 +74,16 @@ def _new_password(text: str) -> str:
     return text
 
 
+def _roles(roles: list[str]) -> list[str]:
+    if len(roles) > MAX_ROLES:
+        raise refuse(f"must have at most {MAX_ROLES} words")
+    if "admin" in roles:
+        raise refuse("must not have admin, which is a member of its own")
+    if len(set(roles)) < len(roles) or not all(map(_ROLE.fullmatch, roles)):
+        raise refuse(_ROLE_RULE)
+    return roles
+
+
 Username = Annotated[
     str,
     AfterValidator(_username),
@@ -79,6 +96,18 @@ Email = Annotated[
 ]
 Password = Annotated[
     str, AfterValidator(_password), WithJsonSchema({"type": "string", "minLength": 1})
+]
+Roles = Annotated[
+    list[str],
+    AfterValidator(_roles),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "string", "pattern": f"^{_ROLE.pattern}$"},
+            "maxItems": MAX_ROLES,
+            "uniqueItems": True,
+        }
+    ),
 ]
 NewPassword = Annotated[
     Password,

@@ -3,6 +3,7 @@
 Functions here write and may flush. The caller commits; a refusal commits its own event.
 """
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sqlalchemy import or_, select
@@ -97,6 +98,7 @@ def add(
     origin: audit.Origin,
     *,
     admin: bool = False,
+    roles: Sequence[str] = (),
     email_verified: bool = False,
 ) -> User:
     """Add a user for an admin or the operator, and return the user.
@@ -105,7 +107,9 @@ def add(
     UsernameExists, each with everything that is taken; InvalidPayload when the password is weak.
     """
     password_policy.check_new(password, username, email)
-    user = User(username, email, password, admin=admin, email_verified=email_verified)
+    user = User(
+        username, email, password, admin=admin, roles=list(roles), email_verified=email_verified
+    )
     audit.lock_actor(origin)
     try:
         _insert(user)

@@ -65,6 +65,7 @@ _CALLER = _with_user(
     _users.email,
     _users.active,
     _users.admin,
+    _users.roles,
     _users.email_verified,
     _users.created_at,
 )
@@ -72,6 +73,7 @@ _SESSION = _with_user(
     _users.active, _users.email, _users.username, _users.admin, _users.roles, *_sessions
 )
 _ROLES = select(_users.admin, _users.roles).where(_users.id == bindparam("user_id"))
+_TOKEN_END = bindparam("token_end", type_=_sessions.token_expires_at.type)
 _NEW_SESSION = {
     _sessions.id: bindparam("id", type_=_sessions.id.type),
     _sessions.user_id: _users.id,
@@ -81,9 +83,7 @@ _NEW_SESSION = {
     _sessions.ip: bindparam("ip", type_=_sessions.ip.type),
     _sessions.user_agent: bindparam("user_agent", type_=_sessions.user_agent.type),
     _sessions.expires_at: bindparam("expires_at", type_=_sessions.expires_at.type),
-    _sessions.token_expires_at: bindparam(
-        "token_expires_at", type_=_sessions.token_expires_at.type
-    ),
+    _sessions.token_expires_at: _TOKEN_END,
 }
 # FOR SHARE: no other transaction deactivates the user or changes the password before the commit.
 _START = (
@@ -103,6 +103,12 @@ _START = (
 )
 _ROTATE = (
     update(sessions_table)
+    # An earlier auth token expires last if TOKEN_EXPIRATION_SECONDS was lowered in the meantime.
+    .values(
+        token_expires_at=case(
+            (_sessions.token_expires_at > _TOKEN_END, _sessions.token_expires_at), else_=_TOKEN_END
+        )
+    )
     .where(
         _sessions.id == bindparam("session_id"),
         _sessions.user_id == bindparam("owner_id"),
@@ -112,8 +118,9 @@ _ROTATE = (
     )
     .returning(*_sessions)
 )
+_NOT_LISTED = {"user_id", "generation", "token_expires_at"}
 _LISTED = (
-    select(*(column for column in _sessions if column.name not in {"user_id", "generation"}))
+    select(*(column for column in _sessions if column.name not in _NOT_LISTED))
     .where(_sessions.user_id == bindparam("user_id"), _IS_LIVE)
     .order_by(_sessions.created_at.desc(), _sessions.id.desc())
     .limit(MAX_LISTED)
@@ -169,7 +176,7 @@ def _expiries(now: datetime, logged_in_at: datetime) -> dict[str, datetime]:
     idle = max(lifetime, config["REFRESH_EXPIRATION_SECONDS"])
     return {
         "expires_at": min(now + timedelta(seconds=idle), end),
-        "token_expires_at": min(now + timedelta(seconds=lifetime), end),
+        "token_end": min(now + timedelta(seconds=lifetime), end),
     }
 
 

@@ -14,7 +14,11 @@ from project.tokens import signing_keys
 KEYS_MAX_AGE = 300  # seconds
 GRANT_TYPE = "client_credentials"
 
-oauth_blueprint = Blueprint("oauth", "Verify the tokens of this service in other services.")
+oauth_blueprint = Blueprint(
+    "oauth",
+    "Verify the tokens of this service in other services, which are OAuth clients. A body is a form"
+    " (RFC 6749, appendix B), and an error has the `error` of RFC 6749 too.",
+)
 
 
 @oauth_blueprint.get("/.well-known/jwks.json")
@@ -36,7 +40,10 @@ def list_keys() -> Response:
 @oauth_blueprint.get("/.well-known/oauth-authorization-server")
 @responses.returns(200, schemas.ServerMetadata)
 def get_metadata() -> Response:
-    """Retrieve the names and addresses that an OAuth client needs (RFC 8414)."""
+    """Retrieve the names and addresses that an OAuth client needs (RFC 8414).
+
+    There is no `response_types_supported`, because there is no authorization endpoint.
+    """
     issuer = current_app.config["ISSUER"]
     authentication = ["client_secret_basic"]
     return responses.document(
@@ -46,7 +53,6 @@ def get_metadata() -> Response:
             "token_endpoint": f"{issuer}/oauth/token",
             "token_endpoint_auth_methods_supported": authentication,
             "grant_types_supported": [GRANT_TYPE],
-            "response_types_supported": [],
             "introspection_endpoint": f"{issuer}/oauth/introspect",
             "introspection_endpoint_auth_methods_supported": authentication,
             "revocation_endpoint": f"{issuer}/oauth/revoke",

@@ -77,8 +77,14 @@ _HEADERS_BY_MODEL = {
     schemas.ChangedUser: {"ETag": _ETAG},
     schemas.AddedUser: {"Location": _LOCATION},
     schemas.KeySet: {"ETag": _ETAG_OF_KEYS, "Cache-Control": _CACHE_CONTROL},
+    schemas.Revocations: {},  # no `Link`: the feed has no last page
 }
-_CHALLENGE = {"WWW-Authenticate": {"description": "RFC 6750, 3.", "schema": _STRING}}
+_CHALLENGE = {
+    "WWW-Authenticate": {
+        "description": "How to authenticate (RFC 9110, 11.6.1).",
+        "schema": _STRING,
+    }
+}
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": _INTEGER}}
 _HEADERS_BY_STATUS = {401: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
 # Requests and responses as they were sent once, by operation ID.
@@ -181,12 +187,13 @@ class Blueprint(APIBlueprint):
         for name, definition in {model.__name__: schema, **schema.get("$defs", {})}.items():
             self.components_schemas[name] = Schema(**definition)
         is_page = "limit" in getattr(takes.get("query"), "model_fields", ())
+        headers = _HEADERS_BY_MODEL.get(model, {"Link": _LINK} if is_page else {})
         content: dict[str, Any] = {"schema": _reference(model.__name__)}
         if example := _EXAMPLES.get(operation_id):
             content["example"] = example["answer"]
         return {
             "description": inspect.getdoc(model),
-            "headers": {"Link": _LINK} if is_page else dict(_HEADERS_BY_MODEL.get(model, {})),
+            "headers": dict(headers),
             "content": {"application/json": content},
         }
 

@@ -154,4 +154,5 @@ class RevocationsPage(Query):
     """A page of at most `limit` ended sessions after a position of the feed."""
 
     limit: Annotated[int, Field(ge=1, le=1_000), BeforeValidator(_whole_number)] = 1_000
-    after: Annotated[int, BeforeValidator(_position), _CURSOR] = 0
+    # Not a default, which the API document would have as a number.
+    after: Annotated[int, BeforeValidator(_position), _CURSOR] = Field(default_factory=int)

@@ -8,7 +8,7 @@ import orjson
 from flask.json.provider import JSONProvider
 from pydantic import BaseModel
 
-from project.accounts import verification
+from project.accounts import directory, verification
 from project.errors import ServiceError
 
 # frame-ancestors makes X-Frame-Options redundant. Cross-Origin-Resource-Policy blocks no-cors
@@ -113,7 +113,7 @@ def full_user(user: Any) -> dict[str, Any]:
     names = ["id", "username", "email", "active", "admin", "created_at"]
     if verification.is_on():
         names.append("email_verified")
-    return {name: getattr(user, name) for name in names}
+    return {name: getattr(user, name) for name in names} | directory.shown_roles(user)
 
 
 def failure(

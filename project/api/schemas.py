@@ -21,7 +21,7 @@ from werkzeug.http import parse_etags
 
 from project import ids
 from project.accounts.audit import Kind
-from project.accounts.fields import Body, Email, NewPassword, Password, Username, refuse
+from project.accounts.fields import Body, Email, NewPassword, Password, Roles, Username, refuse
 from project.errors import SessionNotFound, UserNotFound
 
 
@@ -33,30 +33,31 @@ class Credentials(Body):
 
 
 class UserChange(Body):
-    """The changes to a user: at least one of `username`, `email`, `active` and `admin`.
+    """The changes to a user: at least one of `username`, `email`, `active`, `admin` and `roles`.
 
     `current_password` alone changes nothing and is refused. Callers who change their own account
     send it as well.
     """
 
-    # "At least one of four" would need `anyOf`, which client generators turn into an untyped body.
+    # "At least one of five" would need `anyOf`, which client generators turn into an untyped body.
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     username: Username = Field(default_factory=str)
     email: Email = Field(default_factory=str)
     active: bool = Field(default_factory=bool)
     admin: bool = Field(default_factory=bool)
+    roles: Roles = Field(default_factory=list)
     current_password: Password = Field(default_factory=str)
 
     @property
-    def changes(self) -> dict[str, str | bool]:
+    def changes(self) -> dict[str, Any]:
         """The members that were sent, except `current_password`."""
         return self.model_dump(exclude_unset=True, exclude={"current_password"})
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
         if not self.changes:
-            raise refuse("must have a username, email, active or admin")
+            raise refuse("must have a username, email, active, admin or roles")
         return self
 
 
@@ -151,7 +152,8 @@ class PasswordChange(Body):
 class TokenRequest(Body):
     """The parameters of a token request, form-encoded (RFC 6749, 4.4.2)."""
 
-    grant_type: str
+    # A text, so that the refusal of another grant has its own code.
+    grant_type: str = Field(min_length=1, json_schema_extra={"enum": ["client_credentials"]})
     scope: str = Field(
         default_factory=str, description="Words separated by spaces; by default, all."
     )
@@ -165,7 +167,7 @@ class TokenRequest(Body):
 class PresentedToken(Body):
     """A token that a client has received, form-encoded."""
 
-    token: str
+    token: str = Field(min_length=1)
     token_type_hint: str = Field(default_factory=str, description="Has no effect.")
 
 
@@ -264,12 +266,16 @@ class User(BaseModel):
     created_at: datetime
 
 
+_SHOWN_ROLES = "Included if ISSUER is set or the user has roles; `admin` is the first of an admin."
+
+
 class ListedUser(User):
-    """A user; `active` and `admin` are included for admins only."""
+    """A user; `active`, `admin` and `roles` are included for admins only."""
 
     # Optional and without a default, which the document would promise.
     active: bool = Field(default_factory=bool)
     admin: bool = Field(default_factory=bool)
+    roles: list[str] = Field(default_factory=list, description=_SHOWN_ROLES)
 
 
 class FullUser(User):
@@ -280,6 +286,7 @@ class FullUser(User):
 
     active: bool
     admin: bool
+    roles: list[str] = Field(default_factory=list, description=_SHOWN_ROLES)
     email_verified: bool = Field(default_factory=bool)
 
 
@@ -410,7 +417,6 @@ class ServerMetadata(BaseModel):
     token_endpoint: str
     token_endpoint_auth_methods_supported: list[str]
     grant_types_supported: list[str]
-    response_types_supported: list[str]
     introspection_endpoint: str
     introspection_endpoint_auth_methods_supported: list[str]
     revocation_endpoint: str

@@ -1,6 +1,7 @@
 """/users: list, search, add, retrieve, change and delete users; and /ping."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -45,17 +46,17 @@ def list_users(query: UsersPage) -> Response:
     Without `query`, users are listed newest first. With `query`, the users whose username or email
     begins with it, in any case, are listed in the order of that name; a page may then have fewer
     than `limit` users and still have a `next`. With `ids`, the users with these IDs are listed in
-    this order, in one page; unknown IDs are left out. Admins also see `active` and `admin`, and
-    their searches are recorded in the audit log, unless the users API is open.
+    this order, in one page; unknown IDs are left out. Admins also see `active`, `admin` and
+    `roles`, and their searches are recorded in the audit log, unless the users API is open.
     """
     full = guards.is_admin()
+    show = partial(directory.members, full=full)
     if query.ids is not None:
         named = directory.find_all(query.ids, full=full)
-        return _page("users", [user._asdict() for user in named], None)
+        return _page("users", [show(user) for user in named], None)
     if query.query is None:
-        return _newest_page(
-            "users", directory.newest(query.limit + 1, query.after, full=full), query
-        )
+        newest = directory.newest(query.limit + 1, query.after, full=full)
+        return _newest_page("users", newest, query, show)
     users, place = directory.search(
         query.query, query.limit, query.after, requests.origin(), full=full
     )
@@ -104,14 +105,14 @@ def invite_user(body: schemas.Invitation) -> Response:
 @guards.required(guards.admin_or_self_unless_open)
 @responses.returns(200, schemas.OneUser, errors.UserNotFound)
 def get_single_user(path: schemas.UserPath) -> Response:
-    """Retrieve a user; admins also see `active` and `admin`, as in the list.
+    """Retrieve a user; admins also see what they see in the list.
 
     If the users API is closed, users who are not admins can retrieve only themselves.
     `ETag` is the version of the user, for `If-Match` of a change.
     """
     full = guards.is_admin()
     user = directory.find(path.user_id, full=full)
-    response = success(data=user._asdict())
+    response = success(data=directory.members(user, full=full))
     response.set_etag(directory.version(user, full=full))
     return response
 
@@ -133,7 +134,7 @@ def get_single_user(path: schemas.UserPath) -> Response:
 def change_user(
     path: schemas.UserPath, header: schemas.UserVersion, body: schemas.UserChange
 ) -> Response:
-    """Change a user's username or email, or, as an admin, `active` and `admin`.
+    """Change a user's username or email, or, as an admin, `active`, `admin` and `roles`.
 
     Members that are not sent stay unchanged. Callers who change their own account send
     `current_password`; admins who change another account do not need it. Deactivating or
@@ -186,17 +187,23 @@ def list_events(path: schemas.UserPath, query: EventsPage) -> Response:
     of an event are null or empty if another user caused it.
     """
     directory.find(path.user_id)
-    return _newest_page("events", audit.of_user(path.user_id, query.limit + 1, query.after), query)
+    newest = audit.of_user(path.user_id, query.limit + 1, query.after)
+    return _newest_page("events", newest, query, Row._asdict)
 
 
-def _newest_page(name: str, rows: Sequence[Row[Any]], query: Page | UsersPage) -> Response:
-    """Return a page of rows sorted newest first.
+def _newest_page(
+    name: str,
+    rows: Sequence[Row[Any]],
+    query: Page | UsersPage,
+    show: Callable[[Row[Any]], dict[str, Any]],
+) -> Response:
+    """Return a page of rows sorted newest first, as `show` returns each for clients.
 
     `rows` has one row more than `query.limit` if there is a next page.
     """
     page, more = rows[: query.limit], rows[query.limit :]
     following = str(Cursor(page[-1].created_at, page[-1].id)) if more else None
-    return _page(name, [row._asdict() for row in page], following, limit=query.limit)
+    return _page(name, [show(row) for row in page], following, limit=query.limit)
 
 
 def _page(

@@ -32,7 +32,7 @@ def decrypt(encrypted: bytes, context: str, keys: tuple[str, ...]) -> bytes:
     for key in keys:
         try:
             return _cipher(key).decrypt(nonce, ciphertext, context.encode())
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # ValueError: too short for a nonce
             continue
     raise DecryptionFailed
 

@@ -118,6 +118,7 @@ def _rows(candidates: Sequence[_Candidate]) -> Iterator[dict[str, Any]]:
             "active": user.active,
             "admin": user.admin,
             "email_verified": user.email_verified,
+            "roles": " ".join(user.roles),
             "created_at": as_column(user.created_at or now),
         }
 
@@ -199,6 +200,7 @@ def _differences(user: ImportedUser, stored: Row[Any]) -> dict[str, str]:
         "active": user.active == stored.active,
         "admin": user.admin == stored.admin,
         "email_verified": user.email_verified == stored.email_verified,
+        "roles": user.roles == stored.roles,
         "created_at": user.created_at == stored.created_at,
     }
     others = [name for name in same if name in user.model_fields_set and not same[name]]
@@ -215,5 +217,6 @@ def export_users() -> Iterator[dict[str, Any]]:
             "active": user.active,
             "admin": user.admin,
             "email_verified": user.email_verified,
+            "roles": user.roles,
             "created_at": user.created_at.isoformat().replace("+00:00", "Z"),
         }

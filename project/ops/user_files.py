@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from project import clock
-from project.accounts.fields import Body, Email, Username, invalid_payload, refuse
+from project.accounts.fields import Body, Email, Roles, Username, invalid_payload, refuse
 from project.errors import InvalidPayload
 from project.lib import hashing
 
@@ -66,6 +66,7 @@ class ImportedUser(Body):
     active: bool = True
     admin: bool = False
     email_verified: bool = False
+    roles: Roles = Field(default_factory=list)
     created_at: Annotated[datetime | None, BeforeValidator(_past_time)] = None
 
 
@@ -238,7 +239,7 @@ def _check_header(names: Sequence[str]) -> None:
 
 
 def _csv_record(lines: _CsvLines, row: dict[str | Any, Any]) -> Record:
-    """Return a row as a record; with booleans where JSON has them."""
+    """Return a row as a record; with booleans and lists where JSON has them."""
     reason = None
     if not lines.is_utf8:
         reason = "is not UTF-8"
@@ -249,6 +250,8 @@ def _csv_record(lines: _CsvLines, row: dict[str | Any, Any]) -> Record:
         return _refused(lines.first_line, lines.end, _refusal(reason))
     for name in _BOOLEAN_FIELDS & row.keys():
         row[name] = _BOOLEANS.get(row[name], row[name])
+    if "roles" in row:
+        row["roles"] = row["roles"].split()
     return _record(lines.first_line, lines.end, row)
 
 
@@ -271,7 +274,8 @@ def _write_csv(users: Iterable[dict[str, Any]], file: BinaryIO) -> int:
     rows = csv.writer(text)
     rows.writerow(_FIELDS)
     for user in users:
-        rows.writerow([_BOOLEAN_TEXTS.get(value, value) for value in user.values()])
+        texts = user | {"roles": " ".join(user["roles"])}
+        rows.writerow([_BOOLEAN_TEXTS.get(value, value) for value in texts.values()])
         count += 1
     text.detach()
     return count

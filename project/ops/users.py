@@ -11,16 +11,34 @@ from project.extensions import db
 from project.ops.command_line import ORIGIN, describe, exit_if_not_found
 
 
-def create_admin(username: str, email: str) -> None:
-    """Add an admin. Prompt for the password, or read it from a line of standard input."""
+class _NewAdmin(fields.NewUser):
+    roles: fields.Roles
+
+
+def create_admin(username: str, email: str, roles: str = "") -> None:
+    """Add an admin. Prompt for the password, or read it from a line of standard input.
+
+    --roles are further roles for other services, separated by commas.
+    """
     if sys.stdin.isatty():
         password = getpass.getpass("Password: ")
     else:
         password = sys.stdin.readline().rstrip("\n")
     try:
-        new = fields.NewUser(username=username, email=email, password=password)
+        new = _NewAdmin(
+            username=username,
+            email=email,
+            password=password,
+            roles=roles.split(",") if roles else [],
+        )
         registration.add(
-            new.username, new.email, new.password, ORIGIN, admin=True, email_verified=True
+            new.username,
+            new.email,
+            new.password,
+            ORIGIN,
+            admin=True,
+            roles=new.roles,
+            email_verified=True,
         )
     except ValidationError as error:
         sys.exit(describe(fields.invalid_payload(error)))

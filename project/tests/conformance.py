@@ -38,7 +38,7 @@ class Conformance:
             return f"{method} {path} without X-Request-ID"
         if _UNDOCUMENTED.fullmatch(path):
             return None
-        if response.content_type != "application/json" and response.status_code != 204:
+        if response.content_type != "application/json" and response.status_code not in {204, 304}:
             return f"{method} {path} answers in {response.content_type}"
         if (method, response.status_code) == ("HEAD", 405):
             return None if "Allow" in response.headers else "405 without Allow"
@@ -68,8 +68,8 @@ class Conformance:
         missing = set(documented.get("headers", ())) - set(response.headers.keys()) - {"Link"}
         if missing:
             return f"{response.status_code} without {missing}"
-        if response.request.method == "HEAD":
-            return None
+        if response.request.method == "HEAD" or "content" not in documented:
+            return "a body" if response.data else None
         content = documented["content"]["application/json"]
         if unlike_examples := self._wrong_error(content.get("examples"), response.get_json()):
             return unlike_examples

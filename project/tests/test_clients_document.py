@@ -18,7 +18,7 @@ from unittest import mock
 from werkzeug.test import TestResponse
 
 from project import clock, db, ids
-from project.accounts import administration, fields, links
+from project.accounts import administration, clients, fields, links
 from project.api import paging
 from project.config import ProductionConfig
 from project.lib import hashing
@@ -26,6 +26,7 @@ from project.models import MAX_REQUEST_ID
 from project.ops import import_export_commands
 from project.tests import scratch
 from project.tests.accounts.mail_case import MailTestCase, body_of
+from project.tests.api.oauth_case import ISSUER, basic
 from project.tests.base import BaseTestCase, bearer
 from project.tests.contract import client_tables
 from project.tests.rows import ORIGIN, add_user, stored_events, stored_users
@@ -91,6 +92,7 @@ class TestTables(BaseTestCase):
 class TestEvents(BaseTestCase):
     """The details of events are those that the document lists."""
 
+    environment: ClassVar[dict[str, str]] = {"ISSUER": ISSUER}
     settings: ClassVar[dict[str, Any]] = {
         "TOKEN_EXPIRATION_SECONDS": 3_600,
         "SMTP_URL": "smtp://127.0.0.1:1",
@@ -117,6 +119,7 @@ class TestEvents(BaseTestCase):
         self.act_on_users()
         self.act_with_links()
         self.act_as_operator()
+        self.act_as_service()
         occurred: dict[str, set[str]] = defaultdict(set)
         for event in stored_events():
             values = {value for value in event["details"].values() if isinstance(value, str)}
@@ -208,6 +211,18 @@ class TestEvents(BaseTestCase):
         user = links.user_by_email(email)
         assert user is not None  # noqa: S101  # for mypy
         return links.for_user(purpose, user, 60).url.partition("?token=")[2]
+
+    def act_as_service(self) -> None:
+        """Revoke a token as another service, and be refused."""
+        secret = clients.create("orders", ISSUER, [], ORIGIN)
+        db.session.commit()
+        form = {"token": self.start("kim")["auth_token"]}
+        for name, password in (("orders", secret), ("orders", "wrong"), ("nobody", secret)):
+            self.client.post("/oauth/revoke", data=form, headers=basic(name, password))
+        secret = clients.rotate_secret("orders", ORIGIN, keep=timedelta())
+        clients.disable("orders", ORIGIN)
+        db.session.commit()
+        self.client.post("/oauth/revoke", data=form, headers=basic("orders", secret))
 
     def act_as_operator(self) -> None:
         """End sessions, import users and export them."""

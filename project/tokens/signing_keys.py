@@ -61,15 +61,22 @@ class _Keys:
         self.rows: Sequence[SigningKeyRow] = []
         self.issuer = at_jwt.Issuer("", {})
         self.read_at: datetime | None = None
+        self.failed_at: datetime | None = None  # when the database was unavailable
 
     def is_older_than(self, seconds: float) -> bool:
         """Return whether the rows have to be read; also if the clock was set back.
 
-        Without a key, they always have to: another process may have made the first one.
+        Without a key, they always have to: another process may have made the first one. While the
+        database is unavailable, they are asked for every MIN_AGE seconds.
         """
-        if self.read_at is None or not self.rows:
+        if not self.rows:
             return True
-        return not timedelta() <= clock.utcnow() - self.read_at < timedelta(seconds=seconds)
+        return not (_is_within(seconds, self.read_at) or _is_within(MIN_AGE, self.failed_at))
+
+
+def _is_within(seconds: float, moment: datetime | None) -> bool:
+    since = None if moment is None else clock.utcnow() - moment
+    return since is not None and timedelta() <= since < timedelta(seconds=seconds)
 
 
 _keys = AppState[_Keys]("signing_keys")
@@ -93,8 +100,9 @@ def _current(max_age: float = MAX_AGE) -> _Keys:
             if kept.is_older_than(max_age):
                 _read(kept)
         except SQLAlchemyError as error:
-            if kept.read_at is None or not database.is_unavailable(error):
+            if not kept.rows or not database.is_unavailable(error):
                 raise
+            kept.failed_at = clock.utcnow()
         finally:
             kept.lock.release()
     return kept
@@ -104,9 +112,10 @@ def _read(kept: _Keys) -> None:
     rows = database.fetch_all(_ALL)
     if rows != kept.rows or kept.read_at is None:
         public = {row.kid: jwk.parse_public(row.public) for row in rows}
+        # The rows first: other threads refuse a key of the issuer that is not among them.
+        kept.rows = rows
         # A new object: tokens that were verified with other keys are verified again.
         kept.issuer = at_jwt.Issuer(str(current_app.config["ISSUER"]), public)
-        kept.rows = rows
     kept.read_at = clock.utcnow()
 
 

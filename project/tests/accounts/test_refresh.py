@@ -173,6 +173,7 @@ class TestRotation(RefreshTestCase):
             "generation": 1,
             "last_used_at": clock.utcnow(),
             "expires_at": clock.utcnow() + timedelta(seconds=REFRESH),
+            "token_expires_at": clock.utcnow() + timedelta(seconds=ACCESS),
             "ip": "192.0.2.9",
             "user_agent": "moved",
         }

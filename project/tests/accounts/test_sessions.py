@@ -58,6 +58,7 @@ class TestStart(SessionsTestCase):
                 "created_at": now,
                 "last_used_at": now,
                 "expires_at": now + timedelta(days=30),
+                "token_expires_at": now + timedelta(seconds=3_600),
                 "ip": "2001:db8::7",
                 "user_agent": "tests/1.0",
             },
@@ -159,7 +160,7 @@ class TestList(SessionsTestCase):
 
         response = self.get("/auth/sessions", self.start())
 
-        del row["user_id"], row["generation"]
+        del row["user_id"], row["generation"], row["token_expires_at"]
         for name in ("created_at", "last_used_at", "expires_at"):
             row[name] = row[name].strftime("%Y-%m-%dT%H:%M:%SZ")
         data = response.get_json()

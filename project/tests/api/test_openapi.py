@@ -16,16 +16,19 @@ from unittest import mock
 import orjson
 from flask import Flask
 from jsonschema_rs import Draft202012Validator
+from werkzeug.test import TestResponse
 
-from project import create_app, errors
+from project import create_app, db, errors
+from project.accounts import clients
 from project.accounts.audit import Kind
 from project.api import openapi
 from project.api.responses import failure
 from project.config import ProductionConfig
 from project.tests import scratch
 from project.tests.accounts.mail_case import MAIL_SETTINGS, body_of, send_mail
+from project.tests.api.oauth_case import FORM, ISSUER, basic
 from project.tests.base import BaseTestCase, bearer
-from project.tests.rows import add_user, stored_users
+from project.tests.rows import ORIGIN, add_user, stored_users
 
 EXAMPLES = Path(openapi.__file__).with_name("examples.json")
 # RECORD_EXAMPLES=1 rewrites the examples before they are compared.
@@ -35,7 +38,9 @@ GRACE = {"username": "grace", "email": "grace@example.com", "password": "battery
 
 
 class TestDocument(BaseTestCase):
-    """Tests of the API document."""
+    """Tests of the API document, with an issuer, so that it has every route."""
+
+    environment: ClassVar[dict[str, str]] = {"ISSUER": ISSUER}
 
     def described(self) -> dict[str, Any]:
         """Return the document, requested over HTTP."""
@@ -87,7 +92,10 @@ class TestDocument(BaseTestCase):
             blueprint.get("/new")(lambda: "")
 
     def test_security(self) -> None:
-        """Every operation declares whether a token is required, optional or not used."""
+        """Every operation declares whether a token is required, optional or not used.
+
+        Those for other services require a client.
+        """
         operations = self.operations()
 
         token: dict[str, list[str]] = {"bearer": []}
@@ -101,6 +109,9 @@ class TestDocument(BaseTestCase):
             "POST /auth/login": none,
             "POST /auth/refresh": none,
             "GET /ping": none,
+            "GET /.well-known/jwks.json": none,
+            "POST /oauth/introspect": [{"client": []}],
+            "GET /oauth/revocations": [{"client": []}],
         }.items():
             with self.subTest(name):
                 self.assertEqual(security, operations[name]["security"])
@@ -173,6 +184,7 @@ class TestDocument(BaseTestCase):
 
         self.assertEqual((1, 500), bounds["GET /users", "limit"])
         self.assertEqual((1, 500), bounds["GET /users/{user_id}/events", "limit"])
+        self.assertEqual((1, 1_000), bounds["GET /oauth/revocations", "limit"])
         self.assertEqual((1, 2**31 - 1), bounds["DELETE /users/{user_id}", "user_id"])
         for values in bounds.values():
             self.assertEqual({int}, set(map(type, values)))
@@ -188,6 +200,7 @@ class TestDocument(BaseTestCase):
                     self.assertNotIn("anyOf", parameter["schema"])
                     if parameter["name"] in {"after", "query"}:
                         self.assertEqual(1, parameter["schema"]["minLength"])
+                        self.assertNotIn("default", parameter["schema"])
                         response = self.get(f"/users?{parameter['name']}=")
                         self.assert_error(response, errors.InvalidPayload)
 
@@ -211,12 +224,19 @@ class TestDocument(BaseTestCase):
         }
         self.assertEqual({}, defaults)
         change = {"username", "email", "active", "admin", "current_password"}
+        claims = {
+            *("iss", "aud", "sub", "client_id", "username", "scope", "token_type"),
+            *("iat", "exp", "jti", "sid", "auth_time"),
+        }
         self.assertEqual(
             {
                 *("ListedUser.active", "ListedUser.admin", "FullUser.email_verified"),
                 *("Invitation.username", "AcceptedInvitation.username"),
                 "PasswordChange.keep_sessions",
+                *("TokenRequest.scope", "ClientToken.scope", "PresentedToken.token_type_hint"),
+                *("Error.error", "FieldError.error", "ServerError.error"),
             }
+            | {f"Introspection.{member}" for member in claims}
             | {f"UserChange.{member}" for member in change},
             optional,
         )
@@ -225,14 +245,16 @@ class TestDocument(BaseTestCase):
         """Every request body is a named object with typed members, and has an example."""
         described = self.described()
         bodies = {
-            name: operation["requestBody"]["content"]["application/json"]
+            name: content
             for name, operation in self.operations().items()
-            if "requestBody" in operation
+            for content in operation.get("requestBody", {"content": {}})["content"].items()
         }
 
-        self.assertEqual(15, len(bodies))
-        for name, body in bodies.items():
+        self.assertEqual(18, len(bodies))
+        for name, (kind, body) in bodies.items():
             with self.subTest(name):
+                form = name.startswith("POST /oauth")
+                self.assertEqual(FORM if form else "application/json", kind)
                 schema = described["components"]["schemas"][body["schema"]["$ref"].split("/")[-1]]
                 self.assertEqual("object", schema["type"])
                 self.assertTrue({"anyOf", "oneOf", "allOf"}.isdisjoint(schema))
@@ -358,6 +380,7 @@ class TestCommand(unittest.TestCase):
 class TestExamples(BaseTestCase):
     """The examples are recorded requests and responses."""
 
+    environment: ClassVar[dict[str, str]] = {"ISSUER": ISSUER}
     settings: ClassVar[dict[str, Any]] = MAIL_SETTINGS | {
         "TOKEN_EXPIRATION_DAYS": 30,
         "TOKEN_EXPIRATION_SECONDS": 0,
@@ -367,6 +390,7 @@ class TestExamples(BaseTestCase):
     def walk(self) -> dict[str, dict[str, Any]]:
         """Call every operation once, and return the requests and responses by operation ID."""
         self.examples: dict[str, dict[str, Any]] = {}
+        self.app.config["ISSUER"] = None  # the tokens of most installations
         pair = self.call("register_user", 201, "/auth/register", ADA)
         (ada,) = stored_users()
         credentials = {"email": ADA["email"], "password": ADA["password"]}
@@ -401,7 +425,27 @@ class TestExamples(BaseTestCase):
         add_user("other", "other@example.com", "other", admin=True)
         body = {"current_password": "root"}
         self.call("delete_account", 200, "/auth/account", body, token, "DELETE")
+        self.act_as_service()
         return self.examples
+
+    def act_as_service(self) -> None:
+        """Use the routes for other services."""
+        self.app.config["ISSUER"] = ISSUER
+        credentials = {"email": "other@example.com", "password": "other"}
+        token = self.client.post("/auth/login", json=credentials).get_json()["auth_token"]
+        headers = basic("orders", clients.create("orders", ISSUER, ["stock.read"], ORIGIN))
+        db.session.commit()
+        for operation, path, form in (
+            ("list_keys", "/.well-known/jwks.json", None),
+            ("get_metadata", "/.well-known/oauth-authorization-server", None),
+            ("issue_token", "/oauth/token", {"grant_type": "client_credentials"}),
+            ("introspect_token", "/oauth/introspect", {"token": token}),
+            ("revoke_token", "/oauth/revoke", {"token": token}),
+            ("list_revocations", "/oauth/revocations", None),
+        ):
+            method = "POST" if form else "GET"
+            response = self.client.open(path, method=method, data=form, headers=headers)
+            self.record(operation, 200, response, form)
 
     def follow_links(self, user_id: int) -> None:
         """Confirm the email of a user, reset their password, and change the email."""
@@ -436,6 +480,12 @@ class TestExamples(BaseTestCase):
         method = method or ("POST" if body else "GET")
         headers = {"User-Agent": "curl/8.14.1"} | (bearer(token) if token else {})
         response = self.client.open(path, method=method, json=body, headers=headers)
+        return self.record(operation, status, response, body)
+
+    def record(
+        self, operation: str, status: int, response: TestResponse, body: Any
+    ) -> dict[str, Any]:
+        """Record an example, and return the response body."""
         self.assertEqual(status, response.status_code, response.get_data(as_text=True))
         answer: dict[str, Any] = response.get_json()
         self.examples[operation] = {"answer": answer} | ({"request": body} if body else {})
@@ -458,14 +508,14 @@ class TestExamples(BaseTestCase):
 
 
 def shape(example: Any) -> Any:
-    """Return an example with tokens, IDs and times masked."""
+    """Return an example with tokens, keys, IDs and times masked."""
     if isinstance(example, dict):
         return {key: shape(value) for key, value in example.items()}
     if isinstance(example, list):
         return [shape(value) for value in example]
     if isinstance(example, bool) or not isinstance(example, int | str):
         return example
-    volatile = r"\d+|\d+-\d+|\d{4}-.*Z|[\w-]{22}|[\da-f]{32}|eyJ.*"
+    volatile = r"\d+|\d+-\d+|\d{4}-.*Z|[\w-]{22}(\.\d+)?|[\w-]{43}|[\da-f]{32}|eyJ.*"
     return "..." if re.fullmatch(volatile, str(example)) else example
 
 

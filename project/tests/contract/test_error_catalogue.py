@@ -47,6 +47,18 @@ CATALOGUE: dict[str, tuple[int, str, str]] = {
     "SessionNotFound": (404, "session_not_found", "Session does not exist."),
     "PermissionDenied": (403, "permission_denied", "You do not have permission to do that."),
     "TooManyAttempts": (429, "too_many_attempts", "Too many attempts. Please try again later."),
+    "InvalidClient": (401, "invalid_client", "The client could not be authenticated."),
+    "UnsupportedGrantType": (
+        400,
+        "unsupported_grant_type",
+        "This grant type is not supported.",
+    ),
+    "InvalidScope": (400, "invalid_scope", "The client may not have this scope."),
+    "UnsupportedTokenType": (
+        400,
+        "unsupported_token_type",
+        "Tokens of this type cannot be revoked.",
+    ),
     "Busy": (503, "busy", "The service is busy. Please try again."),
     "MailNotConfigured": (503, "mail_not_configured", "The service cannot send email."),
     "DatabaseNotMigrated": (

@@ -1,0 +1,246 @@
+"""Show that a new signing key is noticed by nobody: python -m bench.rotation --help.
+
+Two servers run behind nginx on one PostgreSQL. Other services get tokens from them by logins and
+refreshes, and verify with PyJWT's PyJWKClient the new token at once and earlier ones again, while
+the signing key is replaced three times. A token that is refused before it expires is a failure.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import jwt
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+
+from bench.report import add_database_url, exit_on_sigterm, machine, say
+from bench.rolling import Client, Server, free_ports, nginx
+from bench.servers import PASSWORD, ROOT, database, new_user, url_text
+from project.tokens.signing_keys import MIN_AGE, PUBLISHED_BEFORE
+
+SERVICES = 4
+ROTATIONS = 3
+LIFETIME = 900  # seconds, of an auth token
+REFRESHES = 10  # after each login
+HELD = 10  # earlier tokens that are verified beside each new one, and one of them by our servers
+PAUSE = 0.3  # seconds
+WARM = 3  # seconds
+MARGIN = 5  # seconds before its end in which a token is not verified
+CLAIMS = ["iss", "aud", "exp", "iat", "sub", "jti", "client_id"]
+ROTATE = """
+from project import create_app, db
+from project.tokens import signing_keys
+with create_app().app_context():
+    print(signing_keys.rotate())
+    db.session.commit()
+"""
+BRING_FORWARD = text(
+    "UPDATE signing_keys SET signs_from = signs_from - make_interval(secs => :seconds)"
+    " WHERE kid = :kid"
+)
+
+
+class Service(Client):
+    """Another service, with its own copy of the public keys, and a user who gets the tokens."""
+
+    def __init__(
+        self, port: int, over: threading.Event, keep: float, held: list[tuple[float, str]]
+    ) -> None:
+        super().__init__(port, over)
+        self._issuer = f"http://127.0.0.1:{port}"
+        self._keys = jwt.PyJWKClient(f"{self._issuer}/.well-known/jwks.json", lifespan=keep)
+        self._held = held  # when the tokens of all services expire, and the tokens
+        self._user = new_user()
+        self._registered = False
+        self.signed: Counter[str] = Counter()
+        self.verified: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def _visit(self) -> None:
+        if not self._registered:
+            self._send("POST", "/auth/register", self._user)
+            self._registered = True
+        credentials = {"email": self._user["email"], "password": PASSWORD}
+        pair = self._send("POST", "/auth/login", credentials)
+        for _ in range(REFRESHES):
+            token = pair["auth_token"]
+            self.signed[self._verify(token)] += 1
+            self._send("GET", "/auth/status", token=token)
+            self._held.append((time.time() + pair["expires_in"], token))
+            held = random.choices(self._held, k=HELD)  # noqa: S311  # no secret
+            for expires_at, token in held:
+                if expires_at - time.time() > MARGIN:
+                    self._verify(token)
+            if expires_at - time.time() > MARGIN:
+                self._send("GET", "/auth/status", token=token)
+            if self._over.wait(PAUSE):
+                return
+            pair = self._send("POST", "/auth/refresh", {"refresh_token": pair["refresh_token"]})
+
+    def _verify(self, token: str) -> str:
+        """Verify a token as any service does, and return the `kid` of its key."""
+        kid = str(jwt.get_unverified_header(token)["kid"])
+        try:
+            key = self._keys.get_signing_key_from_jwt(token)
+            jwt.decode(
+                token,
+                key,
+                algorithms=["ES256"],
+                audience=self._issuer,
+                issuer=self._issuer,
+                options={"require": CLAIMS},
+            )
+        except jwt.PyJWTError as error:
+            self.refused[kid] += 1
+            self.losses.append(f"{type(error).__name__}: {error}")
+        self.verified[kid] += 1
+        return kid
+
+
+def rotate(engine: Engine, environment: dict[str, str], ahead: float) -> str:
+    """Publish a new key that signs `ahead` seconds later, and return its `kid`."""
+    command = [sys.executable, "-c", ROTATE]
+    printed = subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    kid = printed.stdout.split()[-1]
+    with engine.begin() as connection:
+        connection.execute(BRING_FORWARD, {"kid": kid, "seconds": PUBLISHED_BEFORE - ahead})
+    say(f"published {kid}")
+    return kid
+
+
+def run(engine: Engine, environment: dict[str, str], port: int, ahead: float) -> list[Service]:
+    """Run the services while the key is rotated; return them with what they counted."""
+    over, held = threading.Event(), list[tuple[float, str]]()
+    keep = ahead / 3
+    services = [Service(port, over, keep, held) for _ in range(SERVICES)]
+    for service in services:
+        service.start()
+    try:
+        time.sleep(WARM)  # they fetch the keys just before another one is published
+        begun = time.monotonic()
+        for number in range(ROTATIONS):
+            time.sleep(max(0, begun + number * keep - time.monotonic()))
+            rotate(engine, environment, ahead)
+        # The last key signs 5/3 * ahead seconds after the first rotation.
+        while time.monotonic() < begun + 2.1 * ahead:
+            time.sleep(min(10, ahead / 10))
+            say(f"{sum(sum(service.verified.values()) for service in services):,} verifications")
+    finally:
+        over.set()
+        for service in services:
+            service.join(60)
+    return services
+
+
+def report(server_url: URL, ahead: float, wanted: int) -> tuple[str, bool]:
+    """Return the table in Markdown, and whether it shows that nobody noticed."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ports = free_ports(2)
+        port = stack.enter_context(nginx(folder, ports))
+        url = stack.enter_context(database(server_url))
+        settings = {
+            "APP_SETTINGS": "project.config.ProductionConfig",
+            "DATABASE_URL": url_text(url),
+            "SECRET_KEY": secrets.token_hex(32),
+            "ENCRYPTION_KEYS": secrets.token_hex(32),
+            "ISSUER": f"http://127.0.0.1:{port}",
+            "TOKEN_EXPIRATION_DAYS": "0",
+            "TOKEN_EXPIRATION_SECONDS": str(LIFETIME),
+            "BCRYPT_LOG_ROUNDS": "4",
+            "TRUSTED_PROXIES": "1",
+            "GRANIAN_HOST": "127.0.0.1",
+            "GRANIAN_WORKERS": "2",
+        }
+        for each in ports:
+            server = Server(each, dict(settings), folder / f"{each}.log")
+            stack.callback(server.stop)
+            server.start()
+        engine = create_engine(url)
+        stack.callback(engine.dispose)
+        services = run(engine, os.environ | settings, port, ahead)
+        with engine.connect() as connection:
+            kids = connection.scalars(
+                text("SELECT kid FROM signing_keys ORDER BY signs_from")
+            ).all()
+    signed, verified, refused, answers = (
+        sum((getattr(service, name) for service in services), Counter[str]())
+        for name in ("signed", "verified", "refused", "answers")
+    )
+    losses = [loss for service in services for loss in service.losses]
+    for loss, count in Counter(losses).most_common(10):
+        say(f"{count} times {loss}")
+    failed = len(losses) - refused.total()
+    lines = [
+        f"{machine(server_url)}; {SERVICES} services. {circumstances(ahead)}",
+        "",
+        "| key | tokens signed | verifications | refused |",
+        "|---|---|---|---|",
+        *(
+            f"| {number} | {signed[kid]:,} | {verified[kid]:,} | {refused[kid]:,} |"
+            for number, kid in enumerate(kids, 1)
+        ),
+        f"| all | {signed.total():,} | {verified.total():,} | {refused.total():,} |",
+        "",
+        f"Our servers: {answers.total():,} responses, {failed:,} not successful.",
+        "",
+    ]
+    # With a key that signed nothing, or too few verifications, the trial would show nothing.
+    enough = (
+        verified.total() >= wanted and len(kids) == ROTATIONS + 1 and all(map(signed.get, kids))
+    )
+    return "\n".join(lines), enough and not losses
+
+
+def circumstances(ahead: float) -> str:
+    """Say how long before its first signature a key is published, and what was compressed."""
+    keep = f"services keep the public keys for {ahead / 3:g} s"
+    if ahead == PUBLISHED_BEFORE:
+        return f"A key is published {ahead:g} s before it signs, and {keep}: nothing is compressed."
+    return (
+        f"Compressed: a key is published {ahead:g} s before it signs instead of"
+        f" {PUBLISHED_BEFORE} s, and {keep} instead of {PUBLISHED_BEFORE / 3:g} s."
+    )
+
+
+def seconds_ahead(argument: str) -> float:
+    """Return a time that is enough: the public keys are old for MIN_AGE, and then kept."""
+    ahead = float(argument)
+    if not 2 * MIN_AGE <= ahead <= PUBLISHED_BEFORE:
+        raise argparse.ArgumentTypeError(f"not between {2 * MIN_AGE} and {PUBLISHED_BEFORE}")
+    return ahead
+
+
+def main() -> int:
+    """Print the table; return 1 if a token was refused, or if the trial shows nothing."""
+    parser = argparse.ArgumentParser(prog="python -m bench.rotation", description=__doc__)
+    add_database_url(parser)
+    parser.add_argument(
+        "--ahead",
+        type=seconds_ahead,
+        default=PUBLISHED_BEFORE,
+        help="seconds before its first signature in which a key is published; the benchmark takes"
+        " twice that",
+    )
+    parser.add_argument(
+        "--verifications", type=int, default=50_000, help="how many there have to be at least"
+    )
+    options = parser.parse_args()
+    exit_on_sigterm()
+    table, good = report(make_url(options.database_url), options.ahead, options.verifications)
+    print(table)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
