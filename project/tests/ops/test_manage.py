@@ -120,6 +120,33 @@ class TestManage(unittest.TestCase):
                 arguments = ("create_admin", username, email)
                 self.assert_refused(1, reason, *arguments, stdin=f"{password}\n")
 
+    def test_roles(self) -> None:
+        """create_admin --roles adds an admin with further roles; invalid ones are refused."""
+        self.manage("db", "upgrade")
+        words = "Invalid payload. roles must be different words of at most 31 characters"
+        for roles, reason in (
+            ("orders.read,admin", "Invalid payload. roles must not have admin"),
+            ("orders.read, orders.write", words),
+            ("orders.read,orders.read", words),
+            ("orders.read,", words),
+            ("Orders", words),
+            (",".join("abcdefghijklmnopq"), "Invalid payload. roles must have at most 16 words"),
+        ):
+            with self.subTest(roles):
+                arguments = ("create_admin", "root", "root@test.com", "--roles", roles)
+                self.assert_refused(1, reason, *arguments, stdin="secret\n")
+        self.assertEqual([], self.users())
+
+        added = {"with": ["--roles", "orders.write,x"], "none": ["--roles", ""], "without": []}
+        for name, options in added.items():
+            self.manage("create_admin", name, f"{name}@test.com", *options, stdin="secret\n")
+
+        stored = self.execute("SELECT username, roles, admin FROM users ORDER BY id")
+        self.assertEqual(
+            [("with", "orders.write x", True), ("none", "", True), ("without", "", True)],
+            [(row.username, row.roles, bool(row.admin)) for row in stored],
+        )
+
     def test_create_admin_wants_a_good_password(self) -> None:
         """In production the password policy applies to admins too."""
         self.manage("db", "upgrade")
