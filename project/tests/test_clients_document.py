@@ -23,7 +23,7 @@ from project.api import paging
 from project.config import ProductionConfig
 from project.lib import hashing
 from project.models import MAX_REQUEST_ID
-from project.ops import import_export_commands
+from project.ops import import_export_commands, keys
 from project.tests import scratch
 from project.tests.accounts.mail_case import MailTestCase, body_of
 from project.tests.api.oauth_case import ISSUER, basic
@@ -225,7 +225,7 @@ class TestEvents(BaseTestCase):
         self.client.post("/oauth/revoke", data=form, headers=basic("orders", secret))
 
     def act_as_operator(self) -> None:
-        """End sessions, import users and export them."""
+        """End sessions, import users, export them and rotate the keys."""
         administration.end_sessions("root@test.com", ORIGIN)
         db.session.commit()
         folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -238,6 +238,7 @@ class TestEvents(BaseTestCase):
             text = (folder / "users.jsonl").read_text().replace("root", "toor")
             (folder / "more.jsonl").write_text(text)
             import_export_commands.import_users(str(folder / "more.jsonl"))
+            keys.rotate_keys()
 
 
 class TestLinkCalls(MailTestCase):
