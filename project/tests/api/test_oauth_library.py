@@ -15,7 +15,7 @@ from project.tests.api.oauth_case import (
     METADATA,
     REVOKE,
     TOKEN,
-    add_client_to,
+    create_client,
 )
 from project.tests.tokens.claims import claims_of
 
@@ -40,8 +40,8 @@ class TestAuthlib(unittest.TestCase):
         }
         url = cls.enterClassContext(scratch.database())
         cls.service = cls.enterClassContext(scratch.Service(url, **environment))
-        scope = "stock.read", "stock.write"
-        cls.secret = add_client_to(url, "orders", AUDIENCE, *scope, **environment)
+        environment |= {"APP_SETTINGS": "project.config.ProductionConfig", "DATABASE_URL": url}
+        cls.secret = create_client("orders", AUDIENCE, "stock.read stock.write", **environment)
         cls.service.register("ada")
 
     def setUp(self) -> None:

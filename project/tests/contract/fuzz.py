@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from project.tests import scratch
-from project.tests.api.oauth_case import ISSUER, add_client_to, basic
+from project.tests.api.oauth_case import ISSUER, basic, create_client
 
 # Which findings are intended, and why.
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
@@ -79,7 +79,7 @@ def main() -> int:
             [word for name in ENDING for word in (option, name)]
             for option in ("--include-operation-id", "--exclude-operation-id")
         )
-        client = basic("orders", add_client_to(url, "orders", ISSUER, **environment))
+        client = basic("orders", create_client("orders", ISSUER, **environment))
         how = service, arguments.examples, arguments.seed
         outcomes = [
             fuzz(*how, client["Authorization"], "--include-tag", "oauth"),
