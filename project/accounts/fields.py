@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from project.errors import InvalidPayload
@@ -19,7 +19,12 @@ MAX_NAME_LENGTH = 128  # characters, of a username and of an email
 # https://html.spec.whatwg.org/multipage/input.html#valid-e-mail-address
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _EMAIL = re.compile(rf"[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
-_ROLE = re.compile(r"[a-z][a-z0-9_.:-]{0,30}")
+_MAX_ROLE_LENGTH = 31  # characters
+_ROLE = re.compile(rf"[a-z][a-z0-9_.:-]{{0,{_MAX_ROLE_LENGTH - 1}}}")
+_ROLE_RULE = (
+    f"must be different words of at most {_MAX_ROLE_LENGTH} characters of a-z, 0-9 and _.:-"
+    " that begin with a letter"
+)
 MAX_ROLES = 16  # together they fit in the column
 _REFUSED_CATEGORIES = {"Cc", "Cs"}  # control characters; surrogates, which UTF-8 cannot encode
 
@@ -70,10 +75,12 @@ def _new_password(text: str) -> str:
 
 
 def _roles(roles: list[str]) -> list[str]:
+    if len(roles) > MAX_ROLES:
+        raise refuse(f"must have at most {MAX_ROLES} words")
     if "admin" in roles:
         raise refuse("must not have admin, which is a member of its own")
     if len(set(roles)) < len(roles) or not all(map(_ROLE.fullmatch, roles)):
-        raise refuse("must be different words of a-z, 0-9 and _.:- that begin with a letter")
+        raise refuse(_ROLE_RULE)
     return roles
 
 
@@ -91,9 +98,16 @@ Password = Annotated[
     str, AfterValidator(_password), WithJsonSchema({"type": "string", "minLength": 1})
 ]
 Roles = Annotated[
-    list[Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{_ROLE.pattern}$"})]],
-    Field(max_length=MAX_ROLES),
+    list[str],
     AfterValidator(_roles),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "string", "pattern": f"^{_ROLE.pattern}$"},
+            "maxItems": MAX_ROLES,
+            "uniqueItems": True,
+        }
+    ),
 ]
 NewPassword = Annotated[
     Password,

@@ -131,12 +131,7 @@ def _keys(config: Config) -> Iterator[Finding]:
         for number, key in enumerate(fallbacks, 1)
     }
     for name, key in keys.items():
-        try:
-            strong_key(key)
-        except ValueError as error:
-            yield wrong(f"{name} {error}: an attacker who guesses it can forge tokens of any user.")
-        else:
-            yield ok(f"{name} is long enough, and not a well-known key.")
+        yield _strength(name, key, "an attacker who guesses it can forge tokens of any user")
     if "," in config["SECRET_KEY"]:
         yield note(
             "SECRET_KEY contains a comma, so it can never be one of SECRET_KEY_FALLBACKS: when it"
@@ -149,6 +144,14 @@ def _keys(config: Config) -> Iterator[Finding]:
             f"Keys in SECRET_KEY_FALLBACKS: {len(fallbacks)}. Remove an old key when its last"
             f" token has expired, {longest:.3g} days after the last server stopped signing with it."
         )
+
+
+def _strength(name: str, key: str, harm: str) -> Finding:
+    try:
+        strong_key(key)
+    except ValueError as error:
+        return wrong(f"{name} {error}: {harm}.")
+    return ok(f"{name} is long enough, and not a well-known key.")
 
 
 def _issuer(config: Config) -> Iterator[Finding]:
@@ -164,16 +167,8 @@ def _issuer(config: Config) -> Iterator[Finding]:
     else:
         yield ok(f"Other services can verify tokens: ISSUER={issuer}.")
     for number, key in enumerate(keys, 1):
-        name = f"Key number {number} of ENCRYPTION_KEYS"
-        try:
-            strong_key(key)
-        except ValueError as error:
-            yield wrong(
-                f"{name} {error}: an attacker who guesses it and has a copy of the database can"
-                " forge tokens of any user."
-            )
-        else:
-            yield ok(f"{name} is long enough, and not a well-known key.")
+        harm = "an attacker with it and a copy of the database can forge tokens of any user"
+        yield _strength(f"Key number {number} of ENCRYPTION_KEYS", key, harm)
     if len(keys) > 1:
         yield note(
             f"Keys in ENCRYPTION_KEYS: {len(keys)}. The first one encrypts. After python manage.py"
@@ -410,7 +405,7 @@ def _signing_keys(config: Config) -> Iterator[Finding]:
     if signing is None:
         yield ok("There is no signing key yet: the service makes it when it starts.")
         return
-    days = (now - signing.signs_from).days
+    days = max(0, (now - signing.signs_from).days)
     age = f"Key {signing.kid} has signed auth tokens for {days} days"
     if days > MAX_KEY_DAYS:
         yield note(f"{age}. python manage.py rotate_keys replaces it.")
@@ -418,9 +413,9 @@ def _signing_keys(config: Config) -> Iterator[Finding]:
         yield ok(f"{age}.")
     keys = config["ENCRYPTION_KEYS"]
     for row in signing_keys.verifying(rows, now):
-        used = "signs" if row == signing else "will sign"
         if row.signs_from < signing.signs_from:
-            continue
+            continue  # only its public key is still used
+        used = "signs" if row == signing else "will sign"
         if not signing_keys.is_readable(row, keys):
             yield wrong(
                 f"No key of ENCRYPTION_KEYS decrypts the private key {row.kid}, which {used} auth"

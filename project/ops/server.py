@@ -39,7 +39,10 @@ def _prepare_keys() -> None:
         try:
             signing_keys.signing_key()
         except encryption.DecryptionFailed:
-            sys.exit("No key of ENCRYPTION_KEYS decrypts the key that signs tokens.")
+            sys.exit(
+                "No key of ENCRYPTION_KEYS decrypts the key that signs tokens. Add the one that"
+                " does, or replace the key that signs: python manage.py rotate_keys --now."
+            )
         db.session.commit()
 
 

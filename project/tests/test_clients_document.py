@@ -181,6 +181,7 @@ class TestEvents(BaseTestCase):
             {"active": True},
             {"admin": True},
             {"admin": False},
+            {"roles": ["orders"]},
         ):
             self.send("PATCH", f"/users/{bob}", token, **change)
         headers = bearer(token) | {"If-Match": '"another"'}

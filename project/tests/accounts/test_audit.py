@@ -112,6 +112,19 @@ class TestRecordedEvents(AuditTestCase):
         own = {"user_id": stored_users()[-1]["id"], "actor_id": self.user.id}
         self.assert_recorded(audit.Kind.USER_ADDED, {"admin": False}, **own)
 
+    def test_roles_changed(self) -> None:
+        """A change of roles records those that the user has now, and the admin."""
+        db.session.execute(update(User).where(User.id == self.user.id).values(admin=True))
+        new = add_user("new", "new@test.com", "new")
+        headers = bearer(self.pair["auth_token"]) | {"User-Agent": AGENT, "X-Request-ID": "req-1"}
+        where = {"headers": headers, "environ_base": {"REMOTE_ADDR": "203.0.113.7"}}
+        own = {"user_id": new.id, "actor_id": self.user.id}
+        for roles in (["orders.write", "orders.read"], []):
+            answer = self.client.patch(f"/users/{new.id}", json={"roles": roles}, **where)
+
+            self.assertEqual(200, answer.status_code)
+            self.assert_recorded(audit.Kind.ROLES_CHANGED, {"roles": " ".join(roles)}, **own)
+
     def test_login(self) -> None:
         """A login is recorded, and a refused login with its reason."""
         self.assert_recorded(audit.Kind.LOGGED_IN, {}, session_id=self.session_id)

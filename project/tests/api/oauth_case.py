@@ -1,13 +1,16 @@
 """Shared by the tests of the routes for other services."""
 
 import base64
+import os
 from typing import Any, ClassVar
+from unittest import mock
 from urllib.parse import urlencode
 
 from werkzeug.test import TestResponse
 
-from project import db, errors
+from project import create_app, db, errors
 from project.accounts import clients
+from project.tests import scratch
 from project.tests.base import BaseTestCase
 from project.tests.rows import ORIGIN, add_user
 
@@ -24,6 +27,20 @@ LIFETIME = 3_600  # seconds, of auth tokens
 def basic(name: str, secret: str) -> dict[str, str]:
     """Return the Authorization header of a client."""
     return {"Authorization": f"Basic {base64.b64encode(f'{name}:{secret}'.encode()).decode()}"}
+
+
+def add_client_to(url: str, name: str, audience: str, *scope: str, **environment: str) -> str:
+    """Add another service as a client, under these settings, and return its secret."""
+    environment = {"DATABASE_URL": url} | environment
+    with mock.patch.dict(os.environ, scratch.settings(**environment), clear=True):
+        app = create_app("project.config.ProductionConfig")
+    with app.app_context():
+        secret = clients.create(name, audience, list(scope), ORIGIN)
+        db.session.commit()
+        db.session.remove()
+        for engine in db.engines.values():
+            engine.dispose()
+    return secret
 
 
 class OAuthTestCase(BaseTestCase):

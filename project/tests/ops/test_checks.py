@@ -8,24 +8,27 @@ import unittest
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
-from sqlalchemy import make_url, text
+from sqlalchemy import make_url, text, update
 
 from bench.mailserver import CREDENTIALS, PASSWORD, MailServer, certificate
 from project import clock, create_app, db
 from project.lib import hashing
 from project.mail import outbox
+from project.models import SigningKey
 from project.ops import checks
 from project.ops.checks import Finding, Server, Verdict
 from project.tests import scratch
 from project.tests.lib.cases import ScratchTestCase
 from project.tests.mail.servers import MAIL, needs_openssl
 from project.tests.scratch import ON_POSTGRESQL
+from project.tokens import signing_keys
 
-KEY, OTHER = secrets.token_hex(32), secrets.token_hex(32)
+KEY, OTHER, ANOTHER = (secrets.token_hex(32) for _ in range(3))
 PRODUCTION = {"APP_SETTINGS": "project.config.ProductionConfig", "SECRET_KEY": KEY}
+ISSUER = {"ISSUER": "https://users.example", "ENCRYPTION_KEYS": OTHER}
 # Good settings in every respect, except that they are for development.
 DEVELOPMENT = {
     "APP_SETTINGS": "project.config.DevelopmentConfig",
@@ -319,6 +322,112 @@ class TestFindings(FindingsTestCase):
         )
         self.assert_found(PRODUCTION, "allows this role 65 connections, and this server may")
         self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "1"}, "opens at most 33", Verdict.OK)
+
+
+class TestIssuer(FindingsTestCase):
+    """Findings about tokens that other services verify."""
+
+    environment: ClassVar = ISSUER
+
+    def assert_found(
+        self, settings: dict[str, str], words: str, verdict: Verdict = Verdict.WRONG
+    ) -> str:
+        """Check and return the findings, and check that no secret is in them."""
+        texts = super().assert_found(settings, words, verdict)
+        for secret in (KEY, OTHER, ANOTHER):
+            self.assertNotIn(secret, texts)
+        return texts
+
+    def make_key(self, *, days: int = 0) -> str:
+        """Make a key that has signed for some days, and return its `kid`."""
+        kid = signing_keys.rotate(at_once=True)
+        begin = clock.utcnow() - timedelta(days=days)
+        this_one = SigningKey.kid == kid
+        db.session.execute(update(SigningKey).where(this_one).values(signs_from=begin))
+        db.session.commit()
+        return kid
+
+    def let_all_verify(self) -> None:
+        """Let all keys verify tokens."""
+        db.session.execute(update(SigningKey).values(verifies_until=None))
+        db.session.commit()
+
+    def test_good(self) -> None:
+        """Nothing is wrong with an issuer, before its first start and afterwards."""
+        found = self.findings(PRODUCTION | ISSUER)
+        self.assertNotIn(Verdict.WRONG, {finding.verdict for finding in found})
+        self.assertIn("There is no signing key yet", str(found))
+
+        kid = self.make_key(days=365)
+        words = f"Key {kid} has signed auth tokens for 365 days."
+        self.assert_found(PRODUCTION | ISSUER, words, Verdict.OK)
+
+    def test_settings(self) -> None:
+        """An issuer without HTTPS and weak keys are wrong."""
+        for base, settings, words in (
+            (PRODUCTION, {"ISSUER": "http://localhost:5000"}, "ISSUER starts with http://"),
+            (DEVELOPMENT, {"ENCRYPTION_KEYS": f"{OTHER},short"}, "number 2 of ENCRYPTION_KEYS is"),
+            (DEVELOPMENT, {"ENCRYPTION_KEYS": "my_precious" * 4}, "number 1 of ENCRYPTION_KEYS is"),
+        ):
+            with self.subTest(words):
+                self.assert_found(base | ISSUER | settings, words)
+
+    def test_lifetime(self) -> None:
+        """A token that lives longer than an hour is a note."""
+        words = "learns only then that a session has ended"
+        for seconds, expected in ((3_601, True), (3_600, False)):
+            settings = {"TOKEN_EXPIRATION_DAYS": "0", "TOKEN_EXPIRATION_SECONDS": str(seconds)}
+            with self.subTest(seconds):
+                found = self.findings(PRODUCTION | ISSUER | settings)
+                notes = [finding.text for finding in found if finding.verdict is Verdict.NOTE]
+                self.assertEqual(expected, words in str(notes))
+        self.assertNotIn(words, str(self.findings(PRODUCTION)))
+
+    def test_old_key(self) -> None:
+        """A key that has signed for more than a year is a note."""
+        kid = self.make_key(days=366)
+
+        words = f"Key {kid} has signed auth tokens for 366 days. python manage.py rotate_keys"
+        self.assert_found(PRODUCTION | ISSUER, words, Verdict.NOTE)
+
+    def test_encryption(self) -> None:
+        """A private key that is needed and cannot be decrypted is wrong.
+
+        A key that verifies only does not need its private key.
+        """
+        self.make_key(days=2)
+        signing = self.make_key(days=1)
+        self.let_all_verify()
+        other = PRODUCTION | ISSUER | {"ENCRYPTION_KEYS": ANOTHER}
+
+        self.assert_found(other, f"{signing}, which signs auth tokens: users cannot log in")
+
+        self.app.config["ENCRYPTION_KEYS"] = (ANOTHER,)
+        published = signing_keys.rotate()
+        db.session.commit()
+        words = f"{published}, which will sign auth tokens: users cannot log in"
+        self.assert_found(PRODUCTION | ISSUER, words)
+
+    def test_outdated_encryption(self) -> None:
+        """Several keys are a note, and so is a private key that the first does not decrypt."""
+        kid = self.make_key()
+        both = PRODUCTION | ISSUER | {"ENCRYPTION_KEYS": f"{ANOTHER},{OTHER}"}
+        words = f"{kid}, which signs auth tokens, is not encrypted with the first"
+
+        self.assert_found(both, "Keys in ENCRYPTION_KEYS: 2.", Verdict.NOTE)
+        self.assert_found(both, words, Verdict.NOTE)
+
+        self.app.config["ENCRYPTION_KEYS"] = (ANOTHER, OTHER)
+        self.assertEqual(1, signing_keys.reencrypt())
+        db.session.commit()
+        self.assertNotIn(words, str(self.findings(both)))
+
+    def test_switched_off(self) -> None:
+        """Without ISSUER, keys and clients from before are a note, and nothing else is told."""
+        self.assertNotIn("ISSUER", str(self.findings(PRODUCTION)))
+        self.make_key()
+        words = "ISSUER is not set, and there are signing keys (1) and clients (0)"
+        self.assert_found(PRODUCTION, words, Verdict.NOTE)
 
 
 @needs_openssl

@@ -77,7 +77,8 @@ class TestImportExportCommands(unittest.TestCase):
     def test_import(self) -> None:
         """Refused lines are listed on stderr, totals on stdout; the exit code is 1 if any is."""
         good = self.write("good.jsonl", user("ada") + user("eve"))
-        bad = self.write("bad.jsonl", user("ada") + user("kim", active=None) + "\n" + user("ADA"))
+        lines = user("ada"), user("kim", active=None), "\n", user("ADA"), user("kim", roles="x")
+        bad = self.write("bad.jsonl", "".join(lines))
 
         result = self.manage("import_users", good)
         self.assertEqual((0, ""), (result.returncode, result.stderr))
@@ -90,10 +91,11 @@ class TestImportExportCommands(unittest.TestCase):
 
         result = self.manage("import_users", bad)
         self.assertEqual(1, result.returncode)
-        self.assertEqual("Users added: 0; there already: 1; lines refused: 2.\n", result.stdout)
+        self.assertEqual("Users added: 0; there already: 1; lines refused: 3.\n", result.stdout)
         self.assertEqual(
             "line 2: active should be a valid boolean\n"
-            "line 4: it is there already, with another username\n",
+            "line 4: it is there already, with another username\n"
+            "line 5: roles should be a valid list\n",
             result.stderr,
         )
         self.assertNotIn(HASHED[7:], result.stderr + result.stdout)
@@ -133,7 +135,8 @@ class TestImportExportCommands(unittest.TestCase):
 
     def test_export(self) -> None:
         """Exports go to a new file that only its owner can read; no file is overwritten."""
-        self.manage("import_users", "-", stdin=user("ada") + user("eve", active=False))
+        eve = user("eve", active=False, roles=["orders.write", "orders.read"])
+        self.manage("import_users", "-", stdin=user("ada") + eve)
         path = self.folder / "users.jsonl"
 
         result = self.manage("export_users", str(path))
@@ -144,15 +147,18 @@ class TestImportExportCommands(unittest.TestCase):
         self.assertEqual(["users_imported", "users_exported"], self.events())
         self.assertEqual(0o600, stat.S_IMODE(path.stat().st_mode))
         written = path.read_text(encoding="utf-8")
+        users = [json.loads(row) for row in written.splitlines()]
         self.assertEqual(
-            ["ada", "eve"], [json.loads(row)["username"] for row in written.splitlines()]
+            [("ada", []), ("eve", ["orders.write", "orders.read"])],
+            [(each["username"], each["roles"]) for each in users],
         )
         self.assertEqual(written, self.manage("export_users", "-").stdout)
         in_csv = self.manage("export_users", "-", "--csv").stdout
         self.assertEqual(
-            "username,email,password_hash,active,admin,email_verified,created_at",
+            "username,email,password_hash,active,admin,email_verified,roles,created_at",
             in_csv.splitlines()[0],
         )
+        self.assertIn(",false,orders.write orders.read,", in_csv.splitlines()[2])
 
         result = self.manage("export_users", str(path))
         self.assertEqual(1, result.returncode)

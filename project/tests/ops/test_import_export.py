@@ -214,6 +214,29 @@ class TestImport(ImportExportTestCase):
         refused = [(3, {"it": "is there already, with another email_verified"})]
         self.assertEqual((0, 2, refused), self.import_users(*again))
 
+    def test_roles(self) -> None:
+        """Users have no roles if the file has none; roles are compared if it does."""
+        self.import_users(user("ada"), user("eve", roles=["orders.write", "orders.read"]))
+        header = b"username,email,password_hash,roles\r\n"
+        row = f"{{0}},{{0}}@test.com,{PHP[1]},{{1}}\r\n"
+        rows = row.format("kim", "orders.read x") + row.format("joe", "")
+        self.assertEqual((2, 0, []), self.import_users(file=header + rows.encode()))
+
+        stored = {row["username"]: row["roles"] for row in stored_users()}
+        eve, kim = ["orders.write", "orders.read"], ["orders.read", "x"]
+        self.assertEqual({"ada": [], "eve": eve, "kim": kim, "joe": []}, stored)
+        refused = {"it": "is there already, with another roles"}
+        outcome = self.import_users(
+            user("eve"),
+            user("eve", roles=eve),
+            user("ada", roles=[]),
+            user("eve", roles=eve[::-1]),
+            user("eve", roles=[]),
+            user("ada", roles=["x"]),
+        )
+        self.assertEqual((0, 3, [(number, refused) for number in (4, 5, 6)]), outcome)
+        self.assertEqual((0, 2, []), self.import_users(file=header + rows.encode()))
+
     def test_login_of_unverified(self) -> None:
         """Where emails have to be confirmed, `email_verified` decides who can log in."""
         self.app.config["EMAIL_VERIFICATION"] = "required"
@@ -366,7 +389,7 @@ class TestExport(ImportExportTestCase):
         add_user('Ζωή, the "first"', "zoe@test.com", "secret", admin=True)
         self.import_users(
             user("php", PHP[1], created_at="2001-02-03T04:05:06.000007Z"),
-            user("java", JAVA[1], active=False, email_verified=True),
+            user("java", JAVA[1], active=False, email_verified=True, roles=["b.read", "a"]),
             user("here", hash_elsewhere("here")),
         )
         self.login("here@test.com", "here")
@@ -390,11 +413,11 @@ class TestExport(ImportExportTestCase):
         hashed = add_user("ours", "ours@test.com", "secret").password
 
         php, ours = map(json.loads, self.export_users().splitlines())
-        others = {"active": True, "admin": False, "email_verified": False}
+        others = {"active": True, "admin": False, "email_verified": False, "roles": []}
         self.assertEqual(user("php", PHP[1], created_at="2001-02-03T04:05:06Z", **others), php)
         self.assertEqual("bcrypt_sha256$" + hashed, ours["password_hash"])
-        header = "username,email,password_hash,active,admin,email_verified,created_at\r\n"
-        row = f"php,php@test.com,{PHP[1]},true,false,false,2001-02-03T04:05:06Z\r\n"
+        header = "username,email,password_hash,active,admin,email_verified,roles,created_at\r\n"
+        row = f"php,php@test.com,{PHP[1]},true,false,false,,2001-02-03T04:05:06Z\r\n"
         self.assertTrue(self.export_users(as_csv=True).decode().startswith(header + row))
         self.erase()
         self.assertEqual(b"", self.export_users())

@@ -93,7 +93,7 @@ class TestManage(unittest.TestCase):
         self.manage("recreate_db")
         self.assertEqual([], self.users())
 
-        self.assertIn("Running downgrade 0007", self.manage("db", "downgrade"))
+        self.assertIn("Running downgrade 0008", self.manage("db", "downgrade"))
 
     def test_production_is_not_touched(self) -> None:
         """recreate_db and seed_db exit with 1 under production's settings."""
@@ -119,6 +119,33 @@ class TestManage(unittest.TestCase):
             with self.subTest(reason):
                 arguments = ("create_admin", username, email)
                 self.assert_refused(1, reason, *arguments, stdin=f"{password}\n")
+
+    def test_roles(self) -> None:
+        """create_admin --roles adds an admin with further roles; invalid ones are refused."""
+        self.manage("db", "upgrade")
+        words = "Invalid payload. roles must be different words of at most 31 characters"
+        for roles, reason in (
+            ("orders.read,admin", "Invalid payload. roles must not have admin"),
+            ("orders.read, orders.write", words),
+            ("orders.read,orders.read", words),
+            ("orders.read,", words),
+            ("Orders", words),
+            (",".join("abcdefghijklmnopq"), "Invalid payload. roles must have at most 16 words"),
+        ):
+            with self.subTest(roles):
+                arguments = ("create_admin", "root", "root@test.com", "--roles", roles)
+                self.assert_refused(1, reason, *arguments, stdin="secret\n")
+        self.assertEqual([], self.users())
+
+        added = {"with": ["--roles", "orders.write,x"], "none": ["--roles", ""], "without": []}
+        for name, options in added.items():
+            self.manage("create_admin", name, f"{name}@test.com", *options, stdin="secret\n")
+
+        stored = self.execute("SELECT username, roles, admin FROM users ORDER BY id")
+        self.assertEqual(
+            [("with", "orders.write x", True), ("none", "", True), ("without", "", True)],
+            [(row.username, row.roles, bool(row.admin)) for row in stored],
+        )
 
     def test_create_admin_wants_a_good_password(self) -> None:
         """In production the password policy applies to admins too."""
@@ -193,7 +220,7 @@ class TestManage(unittest.TestCase):
 
         printed = self.manage("purge", production=True)
 
-        self.assertIn("invitations: 1; emails that were given up: 1.", printed)
+        self.assertIn("invitations: 1; emails that were given up: 1;", printed)
         left = self.execute("SELECT address FROM mails ORDER BY id")
         self.assertEqual(["young", "waiting"], [row.address for row in left])
         left = self.execute("SELECT email FROM invitations")

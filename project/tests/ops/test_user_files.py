@@ -89,6 +89,10 @@ class TestRecords(unittest.TestCase):
         moment = "must be a moment like 2026-11-22T09:00:00Z"
         past = "must lie between 1970 and now"
         name = "must have 1 to 128 characters"
+        words = (
+            "must be different words of at most 31 characters of a-z, 0-9 and _.:- that begin with"
+            " a letter"
+        )
         for field, value, reason in (
             ("username", None, text),
             ("username", 5, text),
@@ -105,6 +109,13 @@ class TestRecords(unittest.TestCase):
             ("active", 1, flag),
             ("admin", "yes", flag),
             ("email_verified", None, flag),
+            ("roles", None, "should be a valid list"),
+            ("roles", "orders", "should be a valid list"),
+            ("roles", ["orders", 1], text),
+            ("roles", ["orders", "admin"], "must not have admin, which is a member of its own"),
+            ("roles", [f"role{number}" for number in range(17)], "must have at most 16 words"),
+            ("roles", ["orders", "orders"], words),
+            ("roles", ["Orders"], words),
             ("created_at", None, moment),
             ("created_at", 0, moment),
             ("created_at", "2026-11-22", moment),
@@ -253,6 +264,20 @@ class TestCsv(unittest.TestCase):
         self.assertEqual(['Ada, "the" first', "true"], [user.username for user in users])
         self.assertEqual([(False, True), (True, False)], [(u.active, u.admin) for u in users])
 
+    def test_roles(self) -> None:
+        """Roles are words separated by blanks, with the rules of JSON; an empty field is none."""
+        content = b"roles,username,email,password_hash\r\n"
+        rows = ("orders.read", "orders.write orders.read", '" x  y "', "", "x x", '"x,y"', "admin")
+        for roles in rows:
+            content += f"{roles},ada,ada@x.y,{HASHED}\r\n".encode()
+
+        found = read(content, as_csv=True)
+
+        read_roles = [record.user.roles for record in found if record.user]
+        expected = [["orders.read"], ["orders.write", "orders.read"], ["x", "y"], []]
+        self.assertEqual(expected, read_roles)
+        self.assertEqual([["roles"]] * 3, [list(record.errors) for record in found[4:]])
+
     def test_rows_are_refused_one_by_one(self) -> None:
         """An invalid row is refused with the number of its first line; the other rows are read."""
         content = b"username,email,password_hash,active\r\n"
@@ -334,6 +359,7 @@ class TestWriting(unittest.TestCase):
             "active": False,
             "admin": True,
             "email_verified": True,
+            "roles": ["orders.write", "orders.read"],
             "created_at": "2001-02-03T04:05:06.000007Z",
         }
         for as_csv in (False, True):

@@ -19,9 +19,9 @@ from project.tests.conformance import TESTING
 from project.tests.rows import ORIGIN
 
 ISSUER = "https://users.example"
-LIFETIME = 900  # seconds, of auth tokens
+LIFETIME = 1_200  # seconds, of auth tokens
 # The same for all servers of a test; without ISSUER they are those of any service.
-SECRETS = {"SECRET_KEY": "signs links and refresh tokens 0", "ENCRYPTION_KEYS": "encrypts. " * 4}
+SECRETS = {"SECRET_KEY": "signs links and refresh tokens 0", "ENCRYPTION_KEYS": "encrypts." * 5}
 Pair = dict[str, Any]  # the answer to a login or a refresh
 
 
