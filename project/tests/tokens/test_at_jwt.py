@@ -409,7 +409,7 @@ class TestForgeries(AtJwtTestCase):
             f'{nested}, "x": {"[" * 1_400}{"]" * 1_400}}}',
         ):
             with self.subTest(header[:50]):
-                self.assert_invalid(self.signed(header=header))
+                self.assert_invalid(self.signed({}, header=header))
 
     def test_iss(self) -> None:
         """A token of another issuer is refused, even if the key is the same."""
