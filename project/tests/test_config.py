@@ -607,3 +607,110 @@ class TestSecretKeyFallbacks(ConfigTestCase):
         self.assert_refused(
             ProductionConfig, wrong, "SECRET_KEY is", "SECRET_KEY_FALLBACKS has", "BODY_TIMEOUT"
         )
+
+
+class TestIssuer(ConfigTestCase):
+    """ISSUER, TOKEN_AUDIENCE and ENCRYPTION_KEYS."""
+
+    issuer = PRODUCTION | {
+        "ISSUER": "https://users.example",
+        "ENCRYPTION_KEYS": secrets.token_hex(32),
+    }
+
+    def test_good(self) -> None:
+        """An https URL is accepted, and http on this machine; the audience is any text."""
+        for issuer in (
+            "https://users.example",
+            "https://users.example:8443/v1",
+            "http://localhost:5000",
+            "http://127.0.0.1:5000",
+            "http://[::1]:5000",
+            f"https://users.example/{'x' * 233}",
+        ):
+            with self.subTest(issuer):
+                settings = {"ISSUER": issuer, "TOKEN_AUDIENCE": "shop"}
+                config = ProductionConfig.from_environment(self.issuer | settings)
+
+                self.assertEqual((issuer, "shop"), (config.ISSUER, config.TOKEN_AUDIENCE))
+
+    def test_defaults(self) -> None:
+        """By default there is no issuer."""
+        config = ProductionConfig.from_environment(PRODUCTION)
+
+        self.assertEqual((None, None), (config.ISSUER, config.TOKEN_AUDIENCE))
+        self.assertEqual((), config.ENCRYPTION_KEYS)
+
+    def test_refused(self) -> None:
+        """Any other ISSUER, and an audience that is too long, are refused with their value."""
+        for name, values in {
+            "ISSUER": (
+                "users.example",
+                "//users.example",
+                "https://",
+                "ftp://users.example",
+                "http://users.example",
+                "http://localhost.example",
+                "https://users.example/",
+                "https://users.example/v1/",
+                "https://users.example?",
+                "https://users.example?tenant=1",
+                "https://users.example#",
+                "https://users.example#part",
+                "https://users.example:port",
+                "https://users.example:65536",
+                "https://[users.example",
+                "https://users.example\n",
+                "https://users.example/a path",
+                "https://bücher.example",
+                "https://user@users.example",
+                "https://user:sesame@users.example",
+                f"https://users.example/{'x' * 234}",
+            ),
+            "TOKEN_AUDIENCE": ("x" * 256,),
+        }.items():
+            for value in values:
+                for config in (ProductionConfig, DevelopmentConfig, TestingConfig):
+                    with self.subTest(name, value=value, config=config.__name__):
+                        environment = self.issuer | {name: value}
+                        self.assert_refused(config, environment, f"{name}={value!r}: ")
+
+    def test_encryption_keys_are_required(self) -> None:
+        """In production ISSUER needs ENCRYPTION_KEYS."""
+        for config in (ProductionConfig, BaseConfig):
+            line = self.assert_refused(config, self.issuer | {"ENCRYPTION_KEYS": " "})
+            self.assertEqual("Configuration error: ISSUER needs ENCRYPTION_KEYS too", line)
+
+    def test_encryption_keys(self) -> None:
+        """Weak, repeated and too many keys, and those of tokens, are refused and not shown."""
+        keys = [secrets.token_hex(32) for _ in range(6)]
+        fallback = secrets.token_hex(32)
+        of_tokens = "a key of SECRET_KEY"
+        for text, reason in {
+            "changeme": "number 1 is shorter than 32 bytes",
+            f"{keys[0]},{'x' * 64}": "number 2 is a well-known or trivial",
+            f"{keys[0]},{keys[0]}": "a key in it twice",
+            f"{keys[0]}, {keys[1]}": "a blank beside a comma",
+            ",".join(keys): "more than 5 keys",
+            STRONG_KEY: of_tokens,
+            f"{keys[0]},{STRONG_KEY}": of_tokens,
+            f"{keys[0]},{fallback}": of_tokens,
+        }.items():
+            with self.subTest(reason):
+                settings = {"ENCRYPTION_KEYS": text, "SECRET_KEY_FALLBACKS": fallback}
+                line = self.assert_refused(
+                    ProductionConfig, self.issuer | settings, "ENCRYPTION_KEYS", reason
+                )
+                for key in (*keys, STRONG_KEY, fallback, "changeme", "x" * 64):
+                    self.assertNotIn(key, line)
+
+    def test_development(self) -> None:
+        """In development the key is made in the instance folder, and only if it is needed."""
+        without = DevelopmentConfig.from_environment({})
+        self.assertEqual((), without.ENCRYPTION_KEYS)
+        self.assertFalse((self.instance / "encryption_key").exists())
+
+        settings = {"ISSUER": "http://localhost:5000"}
+        made = {DevelopmentConfig.from_environment(settings).ENCRYPTION_KEYS for _ in range(2)}
+        [[key]] = made
+        self.assertEqual((self.instance / "encryption_key").read_text(), key)
+        self.assertNotEqual(without.SECRET_KEY, key)

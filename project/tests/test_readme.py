@@ -22,7 +22,7 @@ BLOCK = re.compile(r"```(sh|json)\n(.*?)```", re.DOTALL)
 # Settings whose defaults the table describes in words.
 IN_WORDS = {
     *("SECRET_KEY", "SECRET_KEY_FALLBACKS", "DATABASE_URL", "DATABASE_TEST_URL"),
-    *("BCRYPT_THREADS", "CORS_ORIGINS"),
+    *("BCRYPT_THREADS", "CORS_ORIGINS", "ENCRYPTION_KEYS"),
 }
 NOT_USED = "\N{EN DASH}"
 

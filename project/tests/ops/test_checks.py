@@ -338,14 +338,19 @@ class TestIssuer(FindingsTestCase):
             self.assertNotIn(secret, texts)
         return texts
 
-    def make_key(self, **columns: timedelta) -> str:
-        """Make a key, set its times to now plus these durations, and return its `kid`."""
+    def make_key(self, *, days: int = 0) -> str:
+        """Make a key that has signed for some days, and return its `kid`."""
         kid = signing_keys.rotate(at_once=True)
-        if columns:
-            times = {name: clock.utcnow() + duration for name, duration in columns.items()}
-            db.session.execute(update(SigningKey).where(SigningKey.kid == kid).values(times))
+        begin = clock.utcnow() - timedelta(days=days)
+        this_one = SigningKey.kid == kid
+        db.session.execute(update(SigningKey).where(this_one).values(signs_from=begin))
         db.session.commit()
         return kid
+
+    def let_all_verify(self) -> None:
+        """Let all keys verify tokens."""
+        db.session.execute(update(SigningKey).values(verifies_until=None))
+        db.session.commit()
 
     def test_good(self) -> None:
         """Nothing is wrong with an issuer, before its first start and afterwards."""
@@ -353,7 +358,7 @@ class TestIssuer(FindingsTestCase):
         self.assertNotIn(Verdict.WRONG, {finding.verdict for finding in found})
         self.assertIn("There is no signing key yet", str(found))
 
-        kid = self.make_key(signs_from=timedelta(days=-365))
+        kid = self.make_key(days=365)
         words = f"Key {kid} has signed auth tokens for 365 days."
         self.assert_found(PRODUCTION | ISSUER, words, Verdict.OK)
 
@@ -380,15 +385,19 @@ class TestIssuer(FindingsTestCase):
 
     def test_old_key(self) -> None:
         """A key that has signed for more than a year is a note."""
-        kid = self.make_key(signs_from=timedelta(days=-366))
+        kid = self.make_key(days=366)
 
         words = f"Key {kid} has signed auth tokens for 366 days. python manage.py rotate_keys"
         self.assert_found(PRODUCTION | ISSUER, words, Verdict.NOTE)
 
     def test_encryption(self) -> None:
-        """A private key that is needed and cannot be decrypted is wrong."""
-        self.make_key(verifies_until=timedelta(days=1))  # needed for its public key only
-        signing = self.make_key(signs_from=timedelta(hours=-1))
+        """A private key that is needed and cannot be decrypted is wrong.
+
+        A key that verifies only does not need its private key.
+        """
+        self.make_key(days=2)
+        signing = self.make_key(days=1)
+        self.let_all_verify()
         other = PRODUCTION | ISSUER | {"ENCRYPTION_KEYS": ANOTHER}
 
         self.assert_found(other, f"{signing}, which signs auth tokens: users cannot log in")
@@ -400,10 +409,7 @@ class TestIssuer(FindingsTestCase):
         self.assert_found(PRODUCTION | ISSUER, words)
 
     def test_outdated_encryption(self) -> None:
-        """Several keys are a note, and so is a private key that the first of them does not decrypt.
-
-        An old key that signs no longer needs its private key no longer.
-        """
+        """Several keys are a note, and so is a private key that the first does not decrypt."""
         kid = self.make_key()
         both = PRODUCTION | ISSUER | {"ENCRYPTION_KEYS": f"{ANOTHER},{OTHER}"}
         words = f"{kid}, which signs auth tokens, is not encrypted with the first"

@@ -24,13 +24,14 @@ from project import clock, create_app, db, errors
 from project.lib import database, encryption
 from project.models import SigningKey
 from project.tests.accounts.cases import CREDENTIALS, at_once
+from project.tests.api.oauth_case import ISSUER
 from project.tests.conformance import TESTING
 from project.tests.lib.cases import ProxiedDatabaseTestCase
 from project.tests.lib.log_capture import captured_output
 from project.tests.rows import add_user, stored_sessions
 from project.tests.scratch import ON_POSTGRESQL
 from project.tests.scratch import database as scratch_database
-from project.tests.tokens.cases import ISSUER, LIFETIME, SECRETS, IssuerTestCase, stored_keys
+from project.tests.tokens.cases import LIFETIME, SECRETS, IssuerTestCase, stored_keys
 from project.tests.tokens.claims import encode
 from project.tokens import jwk, signing_keys
 
