@@ -213,6 +213,8 @@ def _link_base_url(text: str) -> str:
 def _issuer(text: str) -> str:
     """Return the URL that identifies the service as an issuer of tokens (RFC 8414, 2)."""
     url = urlsplit(text)
+    if not re.fullmatch(r"[!-~]+", text) or url.port == 0:
+        raise ValueError("must have no blank, no character beyond ASCII, and no port 0")
     loopback = url.hostname in {"localhost", "127.0.0.1", "::1"}
     if not url.hostname or (url.scheme != "https" and not (url.scheme == "http" and loopback)):
         raise ValueError("must be an https URL; http is allowed for this machine only")
