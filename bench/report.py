@@ -8,6 +8,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import psycopg2
@@ -51,13 +52,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def cpu() -> str:
+    """Return the model of the CPU."""
+    names = (
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return next(names, platform.machine())
+
+
 def machine(server_url: URL) -> str:
     """Return a short description of cores and versions."""
     connection = psycopg2.connect(url_text(server_url.set(drivername="postgresql")))
     version = connection.info.server_version
     connection.close()
     return (
-        f"{cores()} cores, Python {platform.python_version()},"
+        f"{cores()} cores ({cpu()}), Python {platform.python_version()},"
         f" PostgreSQL {version // 10_000}.{version % 10_000}"
     )
 

@@ -51,6 +51,7 @@ _ORIGIN = re.compile(
     r"(?!http:.*:80$|https:.*:443$)"
     r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
+_PRINTABLE_ASCII = re.compile(r"[!-~]+")
 _NEVER_SHOWN = {
     "SECRET_KEY",
     "SECRET_KEY_FALLBACKS",
@@ -213,13 +214,14 @@ def _link_base_url(text: str) -> str:
 def _issuer(text: str) -> str:
     """Return the URL that identifies the service as an issuer of tokens (RFC 8414, 2)."""
     url = urlsplit(text)
-    if not re.fullmatch(r"[!-~]+", text) or url.port == 0:
-        raise ValueError("must have no blank, no character beyond ASCII, and no port 0")
-    loopback = url.hostname in {"localhost", "127.0.0.1", "::1"}
-    if not url.hostname or (url.scheme != "https" and not (url.scheme == "http" and loopback)):
+    host, _ = url.hostname, url.port  # a ValueError if they are none
+    loopback = host in {"localhost", "127.0.0.1", "::1"}
+    if not host or (url.scheme != "https" and not (url.scheme == "http" and loopback)):
         raise ValueError("must be an https URL; http is allowed for this machine only")
     if url.query or url.fragment or url.username or text.endswith(("/", "?", "#")):
         raise ValueError("must have no user, query, fragment or slash at the end")
+    if not _PRINTABLE_ASCII.fullmatch(text):
+        raise ValueError("must have no blanks, and no characters that are not ASCII")
     if len(text) > MAX_ISSUER_LENGTH:
         raise ValueError(f"must have at most {MAX_ISSUER_LENGTH} characters")
     return text

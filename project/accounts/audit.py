@@ -4,7 +4,8 @@ An event is a row of the table `events`, written in the transaction of the act t
 act is stored without its event, and no event without its act. A refusal has a transaction of its
 own, committed before the error is raised.
 No event holds a password, a hash or a token, nor any other text that a client sent, because users
-mistake other fields for the password. The user agent is truncated and made printable.
+mistake other fields for the password. Only roles are such a text: admins send them, and they are
+short words. The user agent is truncated and made printable.
 When a user is deleted their events stay, without anything that identifies the user.
 """
 

@@ -100,9 +100,9 @@ def members(user: Row[Any], *, full: bool) -> dict[str, Any]:
 
 def version(user: Row[Any], *, full: bool) -> str:
     """Return a hash that changes with every field that `find` returns of a user, and no other."""
-    values = [str(getattr(user, column.name)) for column in (_FULL if full else _PUBLIC)]
-    if full and not user.roles:
-        values.pop()  # as in versions from before the column
+    values = [str(getattr(user, column.name)) for column in _PUBLIC]
+    if full:
+        values += [str(user.active), str(user.admin), *user.roles]
     return hashlib.sha256(orjson.dumps(values)).hexdigest()[:32]
 
 

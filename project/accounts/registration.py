@@ -117,6 +117,8 @@ def add(
         db.session.rollback()
         raise conflict(taken_names(error, username, email), errors.UsernameExists) from None
     audit.record(audit.Kind.USER_ADDED, origin, user_id=user.id, admin=admin)
+    if roles:
+        audit.record(audit.Kind.ROLES_CHANGED, origin, user_id=user.id, roles=" ".join(roles))
     return user
 
 

@@ -1,6 +1,7 @@
 """Shared by the tests of the routes for other services."""
 
 import base64
+import re
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
@@ -8,6 +9,7 @@ from werkzeug.test import TestResponse
 
 from project import db, errors
 from project.accounts import clients
+from project.tests import scratch
 from project.tests.base import BaseTestCase
 from project.tests.rows import ORIGIN, add_user
 
@@ -24,6 +26,16 @@ LIFETIME = 3_600  # seconds, of auth tokens
 def basic(name: str, secret: str) -> dict[str, str]:
     """Return the Authorization header of a client."""
     return {"Authorization": f"Basic {base64.b64encode(f'{name}:{secret}'.encode()).decode()}"}
+
+
+def create_client(name: str, audience: str, scope: str = "", **environment: str) -> str:
+    """Add a client with the command, under these settings, and return its secret."""
+    arguments = name, "--audience", audience, "--scope", scope
+    made = scratch.manage("create_client", *arguments, **environment)
+    found = re.search(r"^Secret: +(\S+)$", made.stdout, re.MULTILINE)
+    if not found:
+        raise RuntimeError(made.stdout + made.stderr)
+    return found[1]
 
 
 class OAuthTestCase(BaseTestCase):

@@ -1,15 +1,11 @@
 """The routes for other services, used by an OAuth library that knows nothing of this service."""
 
-import os
 import secrets
 import unittest
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar
-from unittest import mock
 
-from project import create_app, db
-from project.accounts import clients
 from project.tests import scratch
 from project.tests.api.oauth_case import (
     AUDIENCE,
@@ -19,11 +15,10 @@ from project.tests.api.oauth_case import (
     METADATA,
     REVOKE,
     TOKEN,
+    create_client,
 )
-from project.tests.rows import ORIGIN
 from project.tests.tokens.claims import claims_of
 
-SETTINGS = "project.config.ProductionConfig"
 TIMEOUT = 20  # seconds
 
 
@@ -45,16 +40,8 @@ class TestAuthlib(unittest.TestCase):
         }
         url = cls.enterClassContext(scratch.database())
         cls.service = cls.enterClassContext(scratch.Service(url, **environment))
-        with mock.patch.dict(
-            os.environ, scratch.settings(DATABASE_URL=url, **environment), clear=True
-        ):
-            app = create_app(SETTINGS)
-        with app.app_context():
-            cls.secret = clients.create("orders", AUDIENCE, ["stock.read", "stock.write"], ORIGIN)
-            db.session.commit()
-            db.session.remove()
-            for engine in db.engines.values():
-                engine.dispose()
+        environment |= {"APP_SETTINGS": "project.config.ProductionConfig", "DATABASE_URL": url}
+        cls.secret = create_client("orders", AUDIENCE, "stock.read stock.write", **environment)
         cls.service.register("ada")
 
     def setUp(self) -> None:

@@ -223,14 +223,15 @@ class TestDocument(BaseTestCase):
             for member in set(schema.get("properties", ())) - set(schema.get("required", ()))
         }
         self.assertEqual({}, defaults)
-        change = {"username", "email", "active", "admin", "current_password"}
+        change = {"username", "email", "active", "admin", "roles", "current_password"}
         claims = {
             *("iss", "aud", "sub", "client_id", "username", "scope", "token_type"),
             *("iat", "exp", "jti", "sid", "auth_time"),
         }
         self.assertEqual(
             {
-                *("ListedUser.active", "ListedUser.admin", "FullUser.email_verified"),
+                *("ListedUser.active", "ListedUser.admin", "ListedUser.roles"),
+                *("FullUser.email_verified", "FullUser.roles"),
                 *("Invitation.username", "AcceptedInvitation.username"),
                 "PasswordChange.keep_sessions",
                 *("TokenRequest.scope", "ClientToken.scope", "PresentedToken.token_type_hint"),

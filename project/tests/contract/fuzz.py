@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from project.tests import scratch
+from project.tests.api.oauth_case import ISSUER, basic, create_client
 
 # Which findings are intended, and why.
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
@@ -22,7 +23,7 @@ ENDING = ("logout_user_get", "logout_user_post")
 
 
 def fuzz(
-    service: scratch.Service, examples: int, seed: str, token: str, *choice: str
+    service: scratch.Service, examples: int, seed: str, authorization: str, *choice: str
 ) -> tuple[int, int]:
     """Run Schemathesis; return its exit code and the number of generated cases."""
     command = [
@@ -33,7 +34,7 @@ def fuzz(
         *("--max-examples", str(examples), "--seed", seed),
         *("--phases", "examples,coverage,fuzzing,stateful"),
         *("--continue-on-failure", "--no-color"),
-        *("--warnings", "off", "--header", f"Authorization: Bearer {token}", *choice),
+        *("--warnings", "off", "--header", f"Authorization: {authorization}", *choice),
     ]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     print(result.stdout)
@@ -56,6 +57,8 @@ def main() -> int:
         "MAIL_FROM": "users@app.example",
         "LINK_BASE_URL": "https://app.example",
         "MAIL_SENDER": "0",
+        "ISSUER": ISSUER,
+        "ENCRYPTION_KEYS": os.urandom(32).hex(),
     }
     with scratch.database() as url, scratch.Service(url, **settings) as service:
         admin = ("create_admin", "root", "root@test.com")
@@ -63,27 +66,25 @@ def main() -> int:
             "APP_SETTINGS": "project.config.ProductionConfig",
             "DATABASE_URL": url,
             "SECRET_KEY": os.urandom(32).hex(),
+            "ISSUER": ISSUER,
+            "ENCRYPTION_KEYS": settings["ENCRYPTION_KEYS"],
         }
         made = scratch.manage(*admin, stdin="correct horse battery\n", **environment)
         if made.returncode:
             sys.exit(made.stderr)
         credentials = {"email": "root@test.com", "password": "correct horse battery"}
         _, pair, _ = service.request("POST", "/auth/login", credentials)
+        user = f"Bearer {pair['auth_token']}"
+        ending, others = (
+            [word for name in ENDING for word in (option, name)]
+            for option in ("--include-operation-id", "--exclude-operation-id")
+        )
+        client = basic("orders", create_client("orders", ISSUER, **environment))
+        how = service, arguments.examples, arguments.seed
         outcomes = [
-            fuzz(
-                service,
-                arguments.examples,
-                arguments.seed,
-                pair["auth_token"],
-                *(word for name in ENDING for word in ("--exclude-operation-id", name)),
-            ),
-            fuzz(
-                service,
-                arguments.examples,
-                arguments.seed,
-                pair["auth_token"],
-                *(word for name in ENDING for word in ("--include-operation-id", name)),
-            ),
+            fuzz(*how, client["Authorization"], "--include-tag", "oauth"),
+            fuzz(*how, user, "--exclude-tag", "oauth", *others),
+            fuzz(*how, user, *ending),
         ]
         status, _, _ = service.request("GET", "/ping")
     print(f"{sum(cases for _, cases in outcomes):,} cases")

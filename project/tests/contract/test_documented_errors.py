@@ -11,24 +11,29 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from project import db
+from project.accounts import clients
 from project.api import openapi
 from project.models import User
+from project.tests.api.oauth_case import ISSUER, basic
 from project.tests.base import BaseTestCase, bearer
-from project.tests.rows import add_user, start_session
+from project.tests.rows import ORIGIN, add_user, start_session
 
 TOKENS = ("token_", "session_ended", "account_inactive")
 
 
 class TestEveryRoute(BaseTestCase):
-    """An admin requests every route and receives every documented error."""
+    """An admin, or another service, requests every route and receives every documented error."""
 
+    environment: ClassVar[dict[str, str]] = {"ISSUER": ISSUER}
     settings: ClassVar[dict[str, Any]] = {"USERS_API_OPEN": False}
 
     def setUp(self) -> None:
-        """Log in an admin."""
+        """Log in an admin, and add a client."""
         super().setUp()
         self.admin = add_user("root", "root@test.com", "test", admin=True)
         self.token = start_session(self.admin).auth_token
+        self.service = basic("orders", clients.create("orders", ISSUER, [], ORIGIN))
+        db.session.commit()
         self.provoked = 0
 
     def routes(self, code: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -43,9 +48,8 @@ class TestEveryRoute(BaseTestCase):
                 codes = {
                     example["value"]["code"]
                     for answer in operation["responses"].values()
-                    for example in answer["content"]["application/json"]
-                    .get("examples", {})
-                    .values()
+                    for content in answer.get("content", {}).values()
+                    for example in content.get("examples", {}).values()
                 }
                 if code in codes:
                     real = path.format(user_id=self.admin.id, session_id="x" * 22)
@@ -62,10 +66,16 @@ class TestEveryRoute(BaseTestCase):
     def ask(
         self, method: str, path: str, operation: dict[str, Any], token: str | None, **request: Any
     ) -> TestResponse:
-        """Return the response to a request, with an empty object as the body if it has one."""
+        """Return the response to a request, with an empty object or form if it has a body.
+
+        With a token it is authenticated: on a route for other services, by the client.
+        """
         if "requestBody" in operation:
-            request = {"data": b"{}", "content_type": "application/json"} | request
+            (kind,) = operation["requestBody"]["content"]
+            request = {"data": b"{}" if "json" in kind else b"", "content_type": kind} | request
         headers = bearer(token) if token else {}
+        if token and {"client": []} in operation["security"]:
+            headers = self.service
         return self.client.open(path, method=method, headers=headers, **request)
 
     def check(self, code: str, response: TestResponse) -> None:
@@ -87,6 +97,12 @@ class TestEveryRoute(BaseTestCase):
         self.provoke("token_expired", self.token)
 
         self.assertGreater(self.provoked, 50)
+
+    def test_clients(self) -> None:
+        """Every route that requires a client refuses a request without its secret."""
+        self.provoke("invalid_client")
+
+        self.assertEqual(4, self.provoked)
 
     def test_https(self) -> None:
         """Plain HTTP is refused on every route that declares it."""

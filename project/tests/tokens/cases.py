@@ -1,6 +1,5 @@
 """Shared by the tests of tokens for other services: an issuer with a user and clients."""
 
-import base64
 import os
 from typing import Any, ClassVar
 from unittest import mock
@@ -14,14 +13,14 @@ from project.accounts import clients
 from project.lib import database
 from project.models import EndedSession, SigningKey
 from project.tests.accounts.cases import CREDENTIALS, SessionsTestCase
+from project.tests.api.oauth_case import ISSUER, basic
 from project.tests.base import Client, bearer
 from project.tests.conformance import TESTING
 from project.tests.rows import ORIGIN
 
-ISSUER = "https://users.example"
 LIFETIME = 1_200  # seconds, of auth tokens
 # The same for all servers of a test; without ISSUER they are those of any service.
-SECRETS = {"SECRET_KEY": "signs links and refresh tokens 0", "ENCRYPTION_KEYS": "encrypts. " * 4}
+SECRETS = {"SECRET_KEY": "signs links and refresh tokens 0", "ENCRYPTION_KEYS": "encrypts." * 5}
 Pair = dict[str, Any]  # the answer to a login or a refresh
 
 
@@ -76,11 +75,6 @@ class IssuerTestCase(SessionsTestCase):
         """Return the `kid` of each published key."""
         keys = self.accepted((server or self.client).get("/.well-known/jwks.json"))["keys"]
         return [key["kid"] for key in keys]
-
-
-def basic(name: str, secret: str) -> dict[str, str]:
-    """Return the Authorization header of a client."""
-    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()}
 
 
 def stored_keys() -> list[dict[str, Any]]:

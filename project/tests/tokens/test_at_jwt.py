@@ -19,8 +19,9 @@ from sqlalchemy import update
 
 from project import clock, db, errors
 from project.models import User
+from project.tests.api.oauth_case import ISSUER
 from project.tests.rows import start_session, stored_sessions
-from project.tests.tokens.cases import ISSUER, LIFETIME, IssuerTestCase, stored_ended, stored_keys
+from project.tests.tokens.cases import LIFETIME, IssuerTestCase, stored_ended, stored_keys
 from project.tests.tokens.claims import claims_of, decode, encode
 from project.tokens import at_jwt, jwk, signing_keys
 

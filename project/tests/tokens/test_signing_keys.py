@@ -24,17 +24,18 @@ from project import clock, create_app, db, errors
 from project.lib import database, encryption
 from project.models import SigningKey
 from project.tests.accounts.cases import CREDENTIALS, at_once
+from project.tests.api.oauth_case import ISSUER
 from project.tests.conformance import TESTING
 from project.tests.lib.cases import ProxiedDatabaseTestCase
 from project.tests.lib.log_capture import captured_output
 from project.tests.rows import add_user, stored_sessions
 from project.tests.scratch import ON_POSTGRESQL
 from project.tests.scratch import database as scratch_database
-from project.tests.tokens.cases import ISSUER, LIFETIME, SECRETS, IssuerTestCase, stored_keys
+from project.tests.tokens.cases import LIFETIME, SECRETS, IssuerTestCase, stored_keys
 from project.tests.tokens.claims import encode
 from project.tokens import jwk, signing_keys
 
-OTHER_KEYS = "another key. " * 4
+OTHER_KEYS = "another key." * 4
 PUBLISHED_BEFORE = 900  # seconds
 GRACE = 60  # seconds for which a process may sign with a key that has been replaced
 UNKNOWN = f"{encode({'alg': 'ES256', 'typ': 'at+jwt', 'kid': 'unknown'})}.e30.AAAA"
@@ -309,6 +310,7 @@ class TestRotation(KeysTestCase):
 
     def test_token_of_a_late_server(self) -> None:
         """A server that has not read the new key signs with the old one; its tokens are good."""
+        self.move_to(1)
         with mock.patch.object(signing_keys, "PUBLISHED_BEFORE", 0):
             new = self.rotate()
         self.move_to(GRACE - 1)
@@ -367,8 +369,8 @@ class TestRotation(KeysTestCase):
 
         for at in range(60, 9_000, 20):
             for age in (0, GRACE):
-                signer = signing_keys.signing(known(at - age), self.began + timedelta(seconds=at))
-                assert signer is not None
+                moment = self.began + timedelta(seconds=at)
+                signer: Any = signing_keys.signing(known(at - age), moment)
                 if at > PUBLISHED_BEFORE:
                     earlier = {key.kid for key in known(at - PUBLISHED_BEFORE)}
                     self.assertIn(signer.kid, earlier)
@@ -532,7 +534,7 @@ class TestReading(KeysTestCase):
     def test_unavailable_database(self) -> None:
         """Without the database, keys are known from memory; it is asked every five seconds."""
         unavailable = OperationalError("SELECT", {}, Exception("away"))
-        failing = mock.patch.object(signing_keys.database, "fetch_all", side_effect=unavailable)
+        failing = mock.patch.object(database, "fetch_all", side_effect=unavailable)
         kid = kid_of(self.token)
         self.move_clock(600)
         with failing as fetch_all:
@@ -568,7 +570,7 @@ class TestReading(KeysTestCase):
     def test_fault(self) -> None:
         """Any other error of the database is not hidden."""
         self.move_clock(60)
-        fault = mock.patch.object(signing_keys.database, "fetch_all", side_effect=ZeroDivisionError)
+        fault = mock.patch.object(database, "fetch_all", side_effect=ZeroDivisionError)
         with fault:
             self.assertEqual(500, self.client.get("/.well-known/jwks.json").status_code)
         self.assertEqual([kid_of(self.token)], self.kids())
