@@ -569,6 +569,24 @@ class TestConcurrency(FeedTestCase):
                 self.assertEqual([*first, last], waiting.result()[0])
                 self.assertEqual([*first, last], self.follow(after)[0])
 
+    def test_refresh_before_the_end(self) -> None:
+        """A session that is ended while it is being refreshed is fed until its new token ends."""
+        if not self.on_postgresql:
+            self.skipTest("SQLite has one writer")
+        pair = self.log_in()
+        self.move_clock(100)
+        path = "/auth/logout?scope=all"
+        with ThreadPoolExecutor(1) as threads:
+            with self.open_transaction():
+                following = sessions.refresh(pair["refresh_token"], ORIGIN)
+                waiting = threads.submit(self.send, "POST", path, pair["auth_token"])
+                self.wait_for_waiting()
+                db.session.commit()
+            self.accepted(waiting.result())
+
+        (row,) = stored_ended()
+        self.assertEqual(claims_of(following.auth_token)["exp"], int(row["expires_at"].timestamp()))
+
     def wait_for_waiting(self) -> None:
         """Wait until a connection to the database waits for a lock."""
         query = text(

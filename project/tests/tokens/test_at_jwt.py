@@ -396,6 +396,21 @@ class TestForgeries(AtJwtTestCase):
             first=self.signed(None, self.others, header=header), last=self.signed(header=last)
         )
 
+    def test_headers(self) -> None:
+        """A header is a JSON object that is not nested too deeply."""
+        nested = json.dumps({"alg": "ES256", "kid": self.kid, "typ": "at+jwt"})[:-1]
+        for header in (
+            "[" * 2_900,
+            "[]",
+            "null",
+            '"ES256"',
+            "1",
+            "{",
+            f'{nested}, "x": {"[" * 1_400}{"]" * 1_400}}}',
+        ):
+            with self.subTest(header[:50]):
+                self.assert_invalid(self.signed(header=header))
+
     def test_iss(self) -> None:
         """A token of another issuer is refused, even if the key is the same."""
         names = ["https://attacker.example", f"{ISSUER}/", ISSUER.upper(), ISSUER[:-1], ""]
