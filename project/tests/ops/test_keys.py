@@ -84,7 +84,7 @@ class TestRotation(KeysTestCase):
         """With --now tokens of earlier keys are refused within a minute; refresh tokens are not."""
         new, printed = self.rotate("--now")
 
-        self.assertIn("No earlier key verifies tokens.", printed)
+        self.assertIn("It signs from now on.\nNo earlier key verifies tokens.", printed)
         self.assertIn("Warning: this breaks tokens that are in use.", printed)
         self.move_clock(61)
         self.assert_error(self.get("/auth/status", self.token), TokenInvalid)
