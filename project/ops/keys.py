@@ -21,8 +21,8 @@ COLUMNS = "kid", "state", "created", "signs from", "verifies until", "decrypts"
 WARNING = f"""
 Warning: this breaks tokens that are in use.
 - Within {signing_keys.MAX_AGE} seconds, every process of this service refuses the auth tokens that
-  earlier keys have signed. Clients have to refresh; refresh tokens stay valid. Other services
-  have to request their own tokens again.
+  earlier keys have signed, and stops signing with them. Clients have to refresh; refresh tokens
+  stay valid. Other services have to request their own tokens again.
 - Other services accept such tokens for up to 5 minutes longer, or for as long as they keep the
   public keys.\
 """

@@ -227,9 +227,9 @@ class TestAnswers(ExampleTestCase):
         self.assert_accepted(self.with_claims(aud="https://api.example"))
 
     def test_length(self) -> None:
-        """The service has fewer than 60 lines of code, and 45 more follow the feed."""
+        """The service has fewer than 70 lines of code, and 40 more follow the feed."""
         source = Path(resource_server.__file__).read_text()
-        self.assertLess(lines.count(source), 105)
+        self.assertLess(lines.count(source), 110)
 
 
 class TestForgeries(ExampleTestCase):
