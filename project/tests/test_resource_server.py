@@ -37,9 +37,9 @@ from project.models import EndedSession
 from project.tests import scratch
 from project.tests.base import bearer
 from project.tests.rows import ORIGIN
+from project.tests.tokens.at_jwt_case import MISSING, ORDER, AtJwtTestCase, from_base64, to_base64
 from project.tests.tokens.cases import SECRETS, stored_keys
 from project.tests.tokens.claims import claims_of, encode
-from project.tests.tokens.test_at_jwt import MISSING, ORDER, AtJwtTestCase, from_base64, to_base64
 from project.tokens import signing_keys
 
 JWKS, FEED, TOKEN = "/.well-known/jwks.json", "/oauth/revocations", "/oauth/token"
