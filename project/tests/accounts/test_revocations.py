@@ -62,10 +62,11 @@ class FeedTestCase(IssuerTestCase):
         """Read pages until one is empty; return the session IDs, and the cursor."""
         found: list[str] = []
         while True:
-            more, after = self.page(after=after, limit=limit)
+            more, following = self.page(after=after, limit=limit)
             if not more:
-                return found, after
-            found += more
+                return found, following
+            self.assertNotEqual(after, following)
+            found, after = found + more, following
 
     def add_sessions(self, number: int) -> list[str]:
         """Add sessions of the user, and return their IDs."""

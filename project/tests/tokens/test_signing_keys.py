@@ -16,7 +16,7 @@ from unittest import mock
 import flask_migrate
 import jwt
 from flask.testing import FlaskClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.strategies import composite, integers, lists, none
 from sqlalchemy import delete, event, insert, update
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -117,6 +117,7 @@ class TestPure(unittest.TestCase):
         self.assertEqual(["old", "new"], self.verifying(*rows, at=4.999999))
         self.assertEqual(["new"], self.verifying(*rows, at=5))
 
+    @settings(deadline=None)
     @given(key_rows(), integers(-10, 10))
     def test_the_key_that_signs_verifies(self, rows: list[Any], at: int) -> None:
         """The key that signs is one of those that verify, and there is one if any verifies."""
