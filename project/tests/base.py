@@ -88,6 +88,7 @@ class BaseTestCase(unittest.TestCase):
 
     def setUp(self) -> None:
         """Empty the database, push a context for direct use of the models, make a client."""
+        conformance()  # made here, as it changes the environment, and requests may run in threads
         with mock.patch.dict(os.environ, self.environment):
             self.app = create_app(TESTING)
         self.app.config.update(self.settings)

@@ -134,11 +134,11 @@ class TestClientAuthentication(OAuthTestCase):
                 ("client_added", orders),
                 ("client_secret_rotated", orders),
                 ("client_disabled", orders),
-                ("client_refused", {"why": "wrong_secret", "pause": 0}),
+                ("client_refused", {"why": "wrong_secret", "pause": 0, **orders}),
                 ("client_refused", {"why": "unknown_client", "pause": 0}),
                 ("client_added", invoices),
                 ("client_disabled", invoices),
-                ("client_refused", {"why": "client_disabled", "pause": 0}),
+                ("client_refused", {"why": "client_disabled", "pause": 0, **invoices}),
             ],
             recorded,
         )

@@ -147,10 +147,10 @@ class TestClients(IssuerTestCase):
         before = self.stored()
         for reason, *arguments in (
             ("name is taken", "create_client", "orders"),
-            ("name must be lower-case letters", "create_client", "Orders"),
-            ("name must be lower-case letters", "create_client", "7"),
+            ("name must be at most 63 lower-case letters", "create_client", "Orders"),
+            ("name must be at most 63 lower-case letters", "create_client", "7"),
             ("name must be", "create_client", "first-party"),
-            ("audience must have", "create_client", "shop", "--audience", "x" * 256),
+            ("audience must be", "create_client", "shop", "--audience", "x" * 256),
             ("scope must be", "create_client", "shop", "--scope", 'read "all"'),
             ("There is no client shop", "rotate_client_secret", "shop"),
             ("There is no client shop", "disable_client", "shop"),
