@@ -11,12 +11,13 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from logging import getLogger
-from threading import Thread
+from threading import Lock, Thread
 from time import monotonic, sleep
 from typing import Any, NoReturn
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import jwt
@@ -30,25 +31,30 @@ FORBIDDEN = {"jku", "jwk", "x5c", "x5u", "crit"}  # headers that bring a key or 
 
 
 class Keys(jwt.PyJWKClient):
-    """A PyJWKClient in which no request waits for the fetch of another one.
+    """A PyJWKClient in which no request waits for the fetch of another one, except for the first.
 
     The original fetches under a lock, and has no cool-down after a fetch that failed.
     """
 
-    tried_at = float("-inf")
+    tried_at, no_keys = float("-inf"), Lock()
 
     def get_signing_key(self, kid: str) -> jwt.PyJWK:
         """Return a key; raise InvalidKeyError, or PyJWKClientConnectionError if none is known."""
-        known = self.jwk_set_cache and self.jwk_set_cache.get()
-        key = self.match_kid(known.keys, kid) if known else None
-        if monotonic() - self.tried_at >= (KEYS_FRESH if key else COOLDOWN):
-            self.tried_at = monotonic()
-            with suppress(jwt.PyJWTError, OSError, ValueError):  # the known keys go on
-                known = self.get_jwk_set(refresh=True)
-                key = self.match_kid(known.keys, kid)
-        if not key:
-            raise jwt.InvalidKeyError if known else jwt.PyJWKClientConnectionError
-        return key
+        with nullcontext() if self.known() else self.no_keys:
+            known = self.known()
+            key = self.match_kid(known.keys, kid) if known else None
+            if monotonic() - self.tried_at >= (KEYS_FRESH if key else COOLDOWN):
+                self.tried_at = monotonic()
+                with suppress(jwt.PyJWTError, OSError, ValueError):  # the known keys go on
+                    known = self.get_jwk_set(refresh=True)
+                    key = self.match_kid(known.keys, kid)
+            if not key:
+                raise jwt.InvalidKeyError if known else jwt.PyJWKClientConnectionError
+            return key
+
+    def known(self) -> Any:
+        """Return the keys that were fetched in the last KEYS_LIFETIME seconds."""
+        return self.jwk_set_cache and self.jwk_set_cache.get()
 
 
 def verify(token: str) -> dict[str, Any]:
@@ -123,13 +129,14 @@ class Feed:
         Thread(target=self.follow, daemon=True).start()
 
     def follow(self) -> None:
-        """Read the feed for ever. After a failure, such as 400 for the cursor, start again."""
+        """Read the feed for ever. If the cursor is refused, start again from the beginning."""
         while True:
             try:
                 self.read()
             except Exception as error:  # noqa: BLE001  # the thread has to go on
                 getLogger(__name__).warning("The feed cannot be read: %r", error)
-                self.after = ""
+                if isinstance(error, HTTPError) and error.code == 400:
+                    self.after = ""
             sleep(POLL_INTERVAL)
 
     def read(self) -> None:

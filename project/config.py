@@ -218,7 +218,7 @@ def _issuer(text: str) -> str:
     loopback = host in {"localhost", "127.0.0.1", "::1"}
     if not host or (url.scheme != "https" and not (url.scheme == "http" and loopback)):
         raise ValueError("must be an https URL; http is allowed for this machine only")
-    if url.query or url.fragment or url.username or text.endswith(("/", "?", "#")):
+    if url.query or url.fragment or "@" in url.netloc or text.endswith(("/", "?", "#")):
         raise ValueError("must have no user, query, fragment or slash at the end")
     if not _PRINTABLE_ASCII.fullmatch(text):
         raise ValueError("must have no blanks, and no characters that are not ASCII")

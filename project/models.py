@@ -230,13 +230,6 @@ class EndedSession(db.Model):  # type: ignore[name-defined,misc]  # the base is 
     __table_args__ = (
         UniqueConstraint("position"),
         Index(None, "expires_at"),
-        Index(
-            "ended_sessions_new_idx",
-            "ended_at",
-            "session_id",
-            postgresql_where=text("position IS NULL"),
-            sqlite_where=text("position IS NULL"),
-        ),
     )
 
 

@@ -28,13 +28,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("position", name=op.f("ended_sessions_position_key")),
     )
     op.create_index(op.f("ended_sessions_expires_at_idx"), "ended_sessions", ["expires_at"])
-    op.create_index(
-        op.f("ended_sessions_new_idx"),
-        "ended_sessions",
-        ["ended_at", "session_id"],
-        postgresql_where=sa.text("position IS NULL"),
-        sqlite_where=sa.text("position IS NULL"),
-    )
     op.create_table(
         "signing_keys",
         sa.Column("kid", sa.String(43), nullable=False),

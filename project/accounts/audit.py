@@ -88,7 +88,8 @@ class Kind(StrEnum):
     CLIENT_ADDED = auto()  # client
     CLIENT_SECRET_ROTATED = auto()  # client
     CLIENT_DISABLED = auto()  # client
-    CLIENT_REFUSED = auto()  # why: unknown_client, wrong_secret, client_disabled; pause
+    # why: unknown_client, wrong_secret, client_disabled; pause; client, if there is one
+    CLIENT_REFUSED = auto()
     KEYS_ROTATED = auto()  # key: its kid
 
 

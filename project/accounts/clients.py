@@ -25,8 +25,13 @@ from project.tokens import auth_tokens
 SECRET_BYTES = 32
 # Begins with a letter: `sub` of a client's token is never the id of a user (RFC 9068, 5).
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_NAME_RULE = (
+    "must be at most 63 lower-case letters, digits and hyphens, begin with a letter, and not be"
+    f" {auth_tokens.FIRST_PARTY}"
+)
 # RFC 6749, 3.3.
-_SCOPE_WORD = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
+_WORD = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+")
+_WORD_RULE = "a word of ASCII without quotes and backslashes"
 
 _columns = clients_table.c
 _BY_NAME = select(*_columns).where(_columns.name == bindparam("name"))
@@ -45,11 +50,11 @@ def create(name: str, audience: str, scope: list[str], origin: audit.Origin) -> 
     """
     problems = {}
     if not _NAME.fullmatch(name) or name == auth_tokens.FIRST_PARTY:
-        problems["name"] = "must be lower-case letters, digits and hyphens, beginning with a letter"
-    if not (0 < len(audience) <= MAX_STORED_AUDIENCE and audience.isprintable()):
-        problems["audience"] = f"must have 1 to {MAX_STORED_AUDIENCE} characters"
-    if len(" ".join(scope)) > MAX_STORED_WORDS or not all(map(_SCOPE_WORD.fullmatch, scope)):
-        problems["scope"] = "must be words of ASCII without quotes and backslashes"
+        problems["name"] = _NAME_RULE
+    if len(audience) > MAX_STORED_AUDIENCE or not _WORD.fullmatch(audience):
+        problems["audience"] = f"must be {_WORD_RULE}, of at most {MAX_STORED_AUDIENCE} characters"
+    if len(" ".join(scope)) > MAX_STORED_WORDS or not all(map(_WORD.fullmatch, scope)):
+        problems["scope"] = f"must be at most {MAX_STORED_WORDS} characters, each {_WORD_RULE}"
     if problems:
         raise InvalidPayload(errors=problems)
     secret = _new_secret()
@@ -73,16 +78,18 @@ def authenticate(name: str, secret: str, origin: audit.Origin) -> Row[Any]:
     if client is None:
         _refuse("unknown_client", name, origin)
     if not _matches(client, secret):
-        _refuse("wrong_secret", name, origin)
+        _refuse("wrong_secret", name, origin, client=name)
     if client.disabled_at is not None:
-        _refuse("client_disabled", name, origin)
+        _refuse("client_disabled", name, origin, client=name)
     return client
 
 
-def _refuse(why: str, name: str, origin: audit.Origin) -> NoReturn:
+def _refuse(why: str, name: str, origin: audit.Origin, **details: str) -> NoReturn:
+    """Count and record a refusal; `details` name the client only if there is one."""
     attempt = rate_limits.limits().client(name, origin.ip)
     kind = audit.Kind.CLIENT_REFUSED
-    audit.refuse(InvalidClient(), kind, origin, user_id=None, why=why, pause=attempt.pause)
+    about = {"why": why, "pause": attempt.pause, **details}
+    audit.refuse(InvalidClient(), kind, origin, user_id=None, **about)
 
 
 def _matches(client: Row[Any], secret: str) -> bool:

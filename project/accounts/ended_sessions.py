@@ -10,7 +10,7 @@ clock, so that those of rows that were lost, when a backup was restored, are not
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from project import clock
 from project.errors import InvalidPayload
@@ -66,26 +66,27 @@ def add(sessions: Sequence[Any]) -> None:
         db.session.execute(insert(ended_sessions_table), rows)
 
 
-def page(after: int, limit: int) -> Sequence[Any]:
-    """Return at most `limit` ended sessions after the position `after`, in their order.
-
-    Sessions whose tokens have expired are left out. The caller commits. Raise InvalidPayload if
-    the feed has not come as far as `after`, as when the database was restored from a backup.
-    """
+def number() -> None:
+    """Give the rows that were committed since the last call their positions; the caller commits."""
     if database.fetch_one(_NEW):
         database.lock("ended_sessions")
-        _number()
-    rows = db.session.execute(_PAGE, {"after": after, "limit": limit, "now": clock.utcnow()}).all()
-    if not rows and after > db.session.execute(_LAST).one().position:
+        last = db.session.execute(_LAST).one().position
+        moment = int(clock.utcnow().timestamp() * 1_000_000)
+        db.session.execute(_NUMBER, {"last": max(last, moment)})
+
+
+def page(after: int, limit: int) -> Sequence[Row[Any]]:
+    """Return at most `limit` ended sessions after the position `after`, in their order.
+
+    Sessions whose tokens have expired are left out, and so are those without a position. Raise
+    InvalidPayload if `after` is ahead of the feed, as it can be after the database was restored
+    from a backup.
+    """
+    rows = database.fetch_all(_PAGE, after=after, limit=limit, now=clock.utcnow())
+    last = None if rows else database.fetch_one(_LAST)
+    if last and after > last.position:
         raise InvalidPayload(errors={"after": "is no cursor of this feed"})
     return rows
-
-
-def _number() -> None:
-    """Give a batch of new rows their positions; the caller has the lock."""
-    last = db.session.execute(_LAST).one().position
-    moment = int(clock.utcnow().timestamp() * 1_000_000)
-    db.session.execute(_NUMBER, {"last": max(last, moment)})
 
 
 def delete_expired() -> int:

@@ -78,10 +78,10 @@ def _roles(roles: list[str]) -> list[str]:
     if len(roles) > MAX_ROLES:
         raise refuse(f"must have at most {MAX_ROLES} words")
     if "admin" in roles:
-        raise refuse("must not have admin, which is a member of its own")
+        raise refuse("must not have admin, which is set with the member admin")
     if len(set(roles)) < len(roles) or not all(map(_ROLE.fullmatch, roles)):
         raise refuse(_ROLE_RULE)
-    return roles
+    return sorted(roles)  # their order means nothing
 
 
 Username = Annotated[

@@ -96,6 +96,8 @@ def _state(token: _Token) -> dict[str, Any]:
         if owner is None or owner.disabled_at is not None:
             raise TokenInvalid
         return _BEARER | _scope(token.claims.get("scope", ""))
+    if token.claims["aud"] != keys.audience():  # from before a change of TOKEN_AUDIENCE
+        raise TokenInvalid
     session = sessions.find_live(ids.parse(token.claims["sub"]), token.claims["sid"])
     roles = " ".join(directory.roles_of(session))
     found = {"username": session.username, **_scope(roles)}

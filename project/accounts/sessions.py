@@ -198,14 +198,21 @@ def _token_pair(session: Row[Any], now: datetime) -> TokenPair:
         issued_at,
         min(issued_at + current_app.config["REFRESH_EXPIRATION_SECONDS"], end),
     )
-    user = db.session.execute(_ROLES, {"user_id": session.user_id}).one() if keys.issuer() else None
-    roles = directory.roles_of(user) if user else []
+    roles = _roles(session.user_id) if keys.issuer() else []
     return TokenPair(
         auth_tokens.encode(access, session.generation, logged_in_at, roles),
         codec.encode_refresh(refresh, key=keys.signing_key()),
         max(0, access.expires_at - int(now.timestamp())),
         max(0, refresh.expires_at - int(now.timestamp())),
     )
+
+
+def _roles(user_id: int) -> list[str]:
+    """Return the roles of a user, for a token; raise TokenOfInactive if the user was deleted."""
+    user = db.session.execute(_ROLES, {"user_id": user_id}).one_or_none()
+    if user is None:
+        raise errors.TokenOfInactive
+    return directory.roles_of(user)
 
 
 def identify(auth_token: str) -> Row[Any]:

@@ -62,7 +62,7 @@ def get_metadata() -> Response:
 
 
 @oauth_blueprint.post("/oauth/token")
-@guards.required(requests.reserve_form_slot, guards.client)
+@guards.required(guards.client, requests.reserve_form_slot)
 @responses.returns(200, schemas.ClientToken, errors.UnsupportedGrantType, errors.InvalidScope)
 def issue_token(body: schemas.TokenRequest) -> Response:
     """Issue a token to the client for itself (RFC 6749, 4.4).
@@ -81,7 +81,7 @@ def issue_token(body: schemas.TokenRequest) -> Response:
 
 
 @oauth_blueprint.post("/oauth/introspect")
-@guards.required(requests.reserve_form_slot, guards.client)
+@guards.required(guards.client, requests.reserve_form_slot)
 @responses.returns(200, schemas.Introspection)
 def introspect_token(body: schemas.PresentedToken) -> Response:
     """Tell whether the service would accept a token now, and what it says (RFC 7662).
@@ -93,7 +93,7 @@ def introspect_token(body: schemas.PresentedToken) -> Response:
 
 
 @oauth_blueprint.post("/oauth/revoke")
-@guards.required(requests.reserve_form_slot, guards.client)
+@guards.required(guards.client, requests.reserve_form_slot)
 @responses.returns(200, schemas.Done, errors.UnsupportedTokenType)
 def revoke_token(body: schemas.PresentedToken) -> Response:
     """End the session of an auth token or a refresh token (RFC 7009).
@@ -115,8 +115,9 @@ def list_revocations(query: RevocationsPage) -> Response:
     list every few seconds learns of every session. If `after` is refused with 400, the database
     was restored from a backup: start again without it.
     """
-    rows = ended_sessions.page(query.after, query.limit)
+    ended_sessions.number()
     db.session.commit()
+    rows = ended_sessions.page(query.after, query.limit)
     revocations = [
         {"sid": row.session_id, "ended_at": row.ended_at, "expires_at": row.expires_at}
         for row in rows

@@ -161,7 +161,7 @@ class TokenRequest(Body):
     @property
     def words(self) -> list[str] | None:
         """The words of `scope`, each once, or None if it was not sent."""
-        return list(dict.fromkeys(self.scope.split())) or None
+        return list(dict.fromkeys(self.scope.split(" "))) if self.scope else None
 
 
 class PresentedToken(Body):

@@ -20,9 +20,9 @@ COLUMNS = "kid", "state", "created", "signs from", "verifies until", "decrypts"
 # 5 minutes: the max-age of /.well-known/jwks.json.
 WARNING = f"""
 Warning: this breaks tokens that are in use.
-- This service refuses the auth tokens that earlier keys have signed, in every process within
-  {signing_keys.MAX_AGE} seconds. Clients have to refresh; refresh tokens stay valid. Other services
-  have to request their own tokens again.
+- Within {signing_keys.MAX_AGE} seconds, every process of this service refuses the auth tokens that
+  earlier keys have signed, and stops signing with them. Clients have to refresh; refresh tokens
+  stay valid. Other services have to request their own tokens again.
 - Other services accept such tokens for up to 5 minutes longer, or for as long as they keep the
   public keys.\
 """
@@ -40,7 +40,8 @@ def rotate_keys(now: bool = False) -> None:
     rows, moment = signing_keys.all_keys(), clock.utcnow()
     new = next(row for row in rows if row.kid == kid)
     print(f"New key: {kid}")
-    print(f"It signs from {as_time(new.signs_from)} on.")
+    signs_now = signing_keys.signing(rows, moment) == new
+    print(f"It signs from {'now' if signs_now else as_time(new.signs_from)} on.")
     ends = [row.verifies_until for row in signing_keys.verifying(rows, moment) if row != new]
     if ends:
         print(f"Earlier keys verify tokens until {as_time(max(ends))}.")

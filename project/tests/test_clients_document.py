@@ -124,10 +124,8 @@ class TestEvents(BaseTestCase):
         occurred: dict[str, set[str]] = defaultdict(set)
         for event in stored_events():
             details = event["details"]
-            values = {details[name] for name in set(details) - NAMES}
-            occurred[event["kind"]] |= set(details) | {
-                one for one in values if isinstance(one, str)
-            }
+            values = (details[name] for name in set(details) - NAMES)
+            occurred[event["kind"]] |= {*details, *(one for one in values if isinstance(one, str))}
 
         listed = {
             kind.strip("`"): set(re.findall("`([^`]+)`", details))

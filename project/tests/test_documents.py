@@ -47,6 +47,8 @@ RUN = [
         r"class TestLinkCalls",
     ),
     (r"curl (-X POST )?http://127\.0\.0\.1:5000/auth/\w+ .*", TESTS, r"class TestFourCalls"),
+    (r"curl .*127\.0\.0\.1:500[012]/(oauth|whoami|reports).*", TESTS, r"class TestServiceCalls"),
+    (r"(export ISSUER=|(CLIENT_\w+=\S+ )*flask --app ).*", TESTS, r"class TestServiceCalls"),
     (r'python3? -c "import secrets; .*', TESTS, r"def test_keys"),
 ]
 

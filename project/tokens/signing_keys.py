@@ -40,7 +40,7 @@ def signing(rows: Sequence[SigningKeyRow], now: datetime) -> SigningKeyRow | Non
     """Return the row of the key that signs at `now`: the newest that has begun to."""
     valid = verifying(rows, now)
     begun = [row for row in valid if row.signs_from <= now]
-    # A server whose clock is behind may see no key that has begun.
+    # The clock of this server may be behind, so that none has begun: then it is the first of them.
     return max(begun, key=_begin) if begun else min(valid, key=_begin, default=None)
 
 
@@ -153,7 +153,7 @@ def verify(token: str) -> at_jwt.Claims:
     except at_jwt.UnknownKey:
         kid, claims = at_jwt.verify(token, _current(MIN_AGE).issuer)
     now = clock.utcnow()
-    if kid not in {row.kid for row in verifying(_current().rows, now)}:
+    if all(row.kid != kid for row in verifying(_keys.get().rows, now)):
         raise TokenInvalid
     codec.check_times(claims["iat"], claims["exp"], now)
     return claims

@@ -62,10 +62,11 @@ class FeedTestCase(IssuerTestCase):
         """Read pages until one is empty; return the session IDs, and the cursor."""
         found: list[str] = []
         while True:
-            more, after = self.page(after=after, limit=limit)
+            more, following = self.page(after=after, limit=limit)
             if not more:
-                return found, after
-            found += more
+                return found, following
+            self.assertNotEqual(after, following)
+            found, after = found + more, following
 
     def add_sessions(self, number: int) -> list[str]:
         """Add sessions of the user, and return their IDs."""
@@ -103,6 +104,7 @@ class FeedTestCase(IssuerTestCase):
         while deleted := ended_sessions.delete_expired():
             db.session.commit()
             total += deleted
+        db.session.rollback()
         return total
 
 
@@ -567,6 +569,24 @@ class TestConcurrency(FeedTestCase):
                     (db.session.commit if commits else db.session.rollback)()
                 self.assertEqual([*first, last], waiting.result()[0])
                 self.assertEqual([*first, last], self.follow(after)[0])
+
+    def test_refresh_before_the_end(self) -> None:
+        """A session that is ended while it is being refreshed is fed until its new token ends."""
+        if not self.on_postgresql:
+            self.skipTest("SQLite has one writer")
+        pair = self.log_in()
+        self.move_clock(100)
+        path = "/auth/logout?scope=all"
+        with ThreadPoolExecutor(1) as threads:
+            with self.open_transaction():
+                following = sessions.refresh(pair["refresh_token"], ORIGIN)
+                waiting = threads.submit(self.send, "POST", path, pair["auth_token"])
+                self.wait_for_waiting()
+                db.session.commit()
+            self.accepted(waiting.result())
+
+        (row,) = stored_ended()
+        self.assertEqual(claims_of(following.auth_token)["exp"], int(row["expires_at"].timestamp()))
 
     def wait_for_waiting(self) -> None:
         """Wait until a connection to the database waits for a lock."""

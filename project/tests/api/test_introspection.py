@@ -245,6 +245,16 @@ class TestInactive(IntrospectionTestCase):
         self.assertEqual(INACTIVE, self.introspect(self.own_token(invoices)))
         self.assertIs(True, self.introspect(self.own_token(invoices), invoices)["active"])
 
+    def test_audience_of_before(self) -> None:
+        """After a change of the audience, this service accepts no auth token of before."""
+        self.app.config["TOKEN_AUDIENCE"] = OTHER_AUDIENCE
+
+        self.assert_error(self.get("/auth/status", self.token), errors.TokenInvalid)
+        self.assert_inactive(auth=self.token)
+        invoices = self.add_client("invoices", OTHER_AUDIENCE)
+        self.assertEqual(INACTIVE, self.introspect(self.token, invoices))
+        self.assertIs(True, self.introspect(self.refresh()["auth_token"], invoices)["active"])
+
     def test_forged(self) -> None:
         """Nothing is told of a token that this service has not signed."""
         head, payload, signature = self.token.split(".")

@@ -28,8 +28,9 @@ class TestEveryRoute(BaseTestCase):
     settings: ClassVar[dict[str, Any]] = {"USERS_API_OPEN": False}
 
     def setUp(self) -> None:
-        """Log in an admin, and add a client."""
+        """Log in an admin, and add a client; stop the clock, so that no token expires."""
         super().setUp()
+        self.move_clock(0)
         self.admin = add_user("root", "root@test.com", "test", admin=True)
         self.token = start_session(self.admin).auth_token
         self.service = basic("orders", clients.create("orders", ISSUER, [], ORIGIN))

@@ -2,7 +2,7 @@
 
 import unittest
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.strategies import binary, text
 
 from project.lib import encryption
@@ -19,6 +19,7 @@ class TestEncryption(unittest.TestCase):
         with self.assertRaises(encryption.DecryptionFailed):
             encryption.decrypt(encrypted, context, keys or (OLD,))
 
+    @settings(deadline=None)
     @given(binary(max_size=300), text(max_size=50), text(max_size=50))
     def test_round_trip(self, secret: bytes, context: str, key: str) -> None:
         """A secret is decrypted with the key and context that it was encrypted with."""

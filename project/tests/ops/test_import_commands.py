@@ -135,7 +135,7 @@ class TestImportExportCommands(unittest.TestCase):
 
     def test_export(self) -> None:
         """Exports go to a new file that only its owner can read; no file is overwritten."""
-        eve = user("eve", active=False, roles=["orders.write", "orders.read"])
+        eve = user("eve", active=False, roles=["orders.read", "orders.write"])
         self.manage("import_users", "-", stdin=user("ada") + eve)
         path = self.folder / "users.jsonl"
 
@@ -149,7 +149,7 @@ class TestImportExportCommands(unittest.TestCase):
         written = path.read_text(encoding="utf-8")
         users = [json.loads(row) for row in written.splitlines()]
         self.assertEqual(
-            [("ada", []), ("eve", ["orders.write", "orders.read"])],
+            [("ada", []), ("eve", ["orders.read", "orders.write"])],
             [(each["username"], each["roles"]) for each in users],
         )
         self.assertEqual(written, self.manage("export_users", "-").stdout)
@@ -158,7 +158,7 @@ class TestImportExportCommands(unittest.TestCase):
             "username,email,password_hash,active,admin,email_verified,roles,created_at",
             in_csv.splitlines()[0],
         )
-        self.assertIn(",false,orders.write orders.read,", in_csv.splitlines()[2])
+        self.assertIn(",false,orders.read orders.write,", in_csv.splitlines()[2])
 
         result = self.manage("export_users", str(path))
         self.assertEqual(1, result.returncode)

@@ -216,14 +216,14 @@ class TestImport(ImportExportTestCase):
 
     def test_roles(self) -> None:
         """Users have no roles if the file has none; roles are compared if it does."""
-        self.import_users(user("ada"), user("eve", roles=["orders.write", "orders.read"]))
+        self.import_users(user("ada"), user("eve", roles=["orders.read", "orders.write"]))
         header = b"username,email,password_hash,roles\r\n"
         row = f"{{0}},{{0}}@test.com,{PHP[1]},{{1}}\r\n"
         rows = row.format("kim", "orders.read x") + row.format("joe", "")
         self.assertEqual((2, 0, []), self.import_users(file=header + rows.encode()))
 
         stored = {row["username"]: row["roles"] for row in stored_users()}
-        eve, kim = ["orders.write", "orders.read"], ["orders.read", "x"]
+        eve, kim = ["orders.read", "orders.write"], ["orders.read", "x"]
         self.assertEqual({"ada": [], "eve": eve, "kim": kim, "joe": []}, stored)
         refused = {"it": "is there already, with another roles"}
         outcome = self.import_users(

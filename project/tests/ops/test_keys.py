@@ -84,7 +84,7 @@ class TestRotation(KeysTestCase):
         """With --now tokens of earlier keys are refused within a minute; refresh tokens are not."""
         new, printed = self.rotate("--now")
 
-        self.assertIn("No earlier key verifies tokens.", printed)
+        self.assertIn("It signs from now on.\nNo earlier key verifies tokens.", printed)
         self.assertIn("Warning: this breaks tokens that are in use.", printed)
         self.move_clock(61)
         self.assert_error(self.get("/auth/status", self.token), TokenInvalid)
@@ -95,7 +95,12 @@ class TestRotation(KeysTestCase):
         self.assertEqual([new], self.published())
 
     def test_lost_encryption_key(self) -> None:
-        """Without the key that encrypted the private key, --now makes logins possible again."""
+        """Without the key that encrypted the private key, --now makes logins possible again.
+
+        Until then `serve` does not start.
+        """
+        lost = "No key of ENCRYPTION_KEYS decrypts the key that signs tokens"
+        self.assert_refused(lost, "serve", ENCRYPTION_KEYS=ANOTHER_KEY)
         self.app.config["ENCRYPTION_KEYS"] = (ANOTHER_KEY,)
         self.assertEqual(500, self.login("ada@test.com").status_code)
 

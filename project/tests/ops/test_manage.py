@@ -146,6 +146,8 @@ class TestManage(unittest.TestCase):
             [("with", "orders.write x", True), ("none", "", True), ("without", "", True)],
             [(row.username, row.roles, bool(row.admin)) for row in stored],
         )
+        kinds = [row.kind for row in self.execute("SELECT kind FROM events ORDER BY id")]
+        self.assertEqual(["user_added", "roles_changed", "user_added", "user_added"], kinds)
 
     def test_create_admin_wants_a_good_password(self) -> None:
         """In production the password policy applies to admins too."""

@@ -74,27 +74,27 @@ class TestMigrations(unittest.TestCase):
         self.assertIn("sessions", inspect(db.engine).get_table_names())
 
     def test_rows_survive(self) -> None:
-        """Users survive, with a verified email, every upgrade and downgrade; sessions do not."""
+        """Every upgrade and downgrade keeps users, whose email is verified; sessions end."""
         user = (
             "INSERT INTO users (username, username_key, email, password, active, admin, created_at)"
             " VALUES ('Ada', 'ada', 'ada@test.com', 'x', (1 = 1), (1 = 0), '2026-11-22 09:00:00')"
         )
         session = (
             "INSERT INTO sessions SELECT '0123456789abcdefABCDEF', id, 3, created_at, created_at,"
-            " '192.0.2.1', 'curl', created_at FROM users"
+            " '192.0.2.1', 'curl', created_at, NULL FROM users"
         )
         flask_migrate.upgrade(revision="0001")
         self.execute(user)
         before = self.execute("SELECT * FROM users")
-        verified = [(*user, True) for user in before]
+        verified_without_roles = [(*user, True, "") for user in before]
 
         flask_migrate.upgrade()
-        self.assertEqual(verified, self.execute("SELECT * FROM users"))
+        self.assertEqual(verified_without_roles, self.execute("SELECT * FROM users"))
         self.execute(session)
         flask_migrate.downgrade(revision="0001")
         self.assertEqual(before, self.execute("SELECT * FROM users"))
         flask_migrate.upgrade()
-        self.assertEqual(verified, self.execute("SELECT * FROM users"))
+        self.assertEqual(verified_without_roles, self.execute("SELECT * FROM users"))
         self.assertEqual([], self.execute("SELECT * FROM sessions"))
 
         self.execute(session)

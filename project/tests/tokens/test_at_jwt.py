@@ -1,6 +1,5 @@
 """Auth tokens for other services, over HTTP: what is in one, and every forgery that is refused."""
 
-import base64
 import json
 import unittest
 from typing import Any
@@ -9,10 +8,8 @@ from unittest import mock
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import (
-    decode_dss_signature,
     encode_dss_signature,
 )
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask.testing import FlaskClient
 from sqlalchemy import update
@@ -21,70 +18,18 @@ from project import clock, db, errors
 from project.models import User
 from project.tests.api.oauth_case import ISSUER
 from project.tests.rows import start_session, stored_sessions
-from project.tests.tokens.cases import LIFETIME, IssuerTestCase, stored_ended, stored_keys
+from project.tests.tokens.at_jwt_case import (
+    MISSING,
+    ORDER,
+    AtJwtTestCase,
+    from_base64,
+    to_base64,
+)
+from project.tests.tokens.cases import LIFETIME, stored_ended, stored_keys
 from project.tests.tokens.claims import claims_of, decode, encode
-from project.tokens import at_jwt, jwk, signing_keys
+from project.tokens import at_jwt, jwk
 
-# The order of the curve P-256 (FIPS 186-5).
-ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-MISSING = object()  # a claim or a header that is left out
-
-
-def to_base64(part: bytes) -> str:
-    """Return bytes in base64url without padding."""
-    return base64.urlsafe_b64encode(part).decode().rstrip("=")
-
-
-def from_base64(part: str) -> bytes:
-    """Return the bytes of a part of a token."""
-    return base64.urlsafe_b64decode(part + "==")
-
-
-def without(members: dict[str, Any]) -> dict[str, Any]:
-    """Return the members that are not MISSING."""
-    return {name: value for name, value in members.items() if value is not MISSING}
-
-
-class AtJwtTestCase(IssuerTestCase):
-    """A test with a session, its token, and the private key of the service."""
-
-    def setUp(self) -> None:
-        """Log in, and stop the clock at a whole second."""
-        super().setUp()
-        self.move_clock(-clock.utcnow().microsecond / 1_000_000)
-        self.now = int(clock.utcnow().timestamp())
-        self.pair = self.log_in()
-        self.token: str = self.pair["auth_token"]
-        self.kid, self.key = signing_keys.signing_key()
-
-    def signed(
-        self,
-        claims: dict[str, Any] | str | None = None,
-        key: ec.EllipticCurvePrivateKey | None = None,
-        /,
-        header: str | None = None,
-        **headers: Any,
-    ) -> str:
-        """Return the token with these claims and headers, by default with the service's own key."""
-        parts = without({"alg": "ES256", "kid": self.kid, "typ": "at+jwt"} | headers)
-        payload = claims_of(self.token) if claims is None else claims
-        signed = f"{encode(header or parts)}.{encode(payload)}"
-        signature = (key or self.key).sign(signed.encode(), ec.ECDSA(SHA256()))
-        r, s = decode_dss_signature(signature)
-        return f"{signed}.{to_base64(r.to_bytes(32) + s.to_bytes(32))}"
-
-    def with_claims(self, **changes: Any) -> str:
-        """Return the token with changed claims, signed by the service."""
-        return self.signed(without(claims_of(self.token) | changes))
-
-    def assert_all_invalid(self, **tokens: str) -> None:
-        """Check that each of the named tokens is refused as invalid, and nothing changes."""
-        before = stored_sessions(), stored_keys(), stored_ended()
-        for name, token in tokens.items():
-            with self.subTest(name):
-                self.assert_invalid(token)
-        self.assertEqual(before, (stored_sessions(), stored_keys(), stored_ended()))
 
 
 class TestContent(AtJwtTestCase):
@@ -395,6 +340,21 @@ class TestForgeries(AtJwtTestCase):
         self.assert_all_invalid(
             first=self.signed(None, self.others, header=header), last=self.signed(header=last)
         )
+
+    def test_headers(self) -> None:
+        """A header is a JSON object that is not nested too deeply."""
+        nested = json.dumps({"alg": "ES256", "kid": self.kid, "typ": "at+jwt"})[:-1]
+        for header in (
+            "[" * 2_900,
+            "[]",
+            "null",
+            '"ES256"',
+            "1",
+            "{",
+            f'{nested}, "x": {"[" * 1_400}{"]" * 1_400}}}',
+        ):
+            with self.subTest(header[:50]):
+                self.assert_invalid(self.signed({}, header=header))
 
     def test_iss(self) -> None:
         """A token of another issuer is refused, even if the key is the same."""

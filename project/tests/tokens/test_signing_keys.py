@@ -3,6 +3,7 @@
 import concurrent.futures
 import multiprocessing
 import os
+import threading
 import unittest
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,10 @@ from unittest import mock
 import flask_migrate
 import jwt
 from flask.testing import FlaskClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.strategies import composite, integers, lists, none
 from sqlalchemy import delete, event, insert, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from project import clock, create_app, db, errors
 from project.lib import database, encryption
@@ -32,7 +33,7 @@ from project.tests.rows import add_user, stored_sessions
 from project.tests.scratch import ON_POSTGRESQL
 from project.tests.scratch import database as scratch_database
 from project.tests.tokens.cases import LIFETIME, SECRETS, IssuerTestCase, stored_keys
-from project.tests.tokens.claims import encode
+from project.tests.tokens.claims import claims_of, encode
 from project.tokens import jwk, signing_keys
 
 OTHER_KEYS = "another key." * 4
@@ -116,6 +117,7 @@ class TestPure(unittest.TestCase):
         self.assertEqual(["old", "new"], self.verifying(*rows, at=4.999999))
         self.assertEqual(["new"], self.verifying(*rows, at=5))
 
+    @settings(deadline=None)
     @given(key_rows(), integers(-10, 10))
     def test_the_key_that_signs_verifies(self, rows: list[Any], at: int) -> None:
         """The key that signs is one of those that verify, and there is one if any verifies."""
@@ -505,6 +507,34 @@ class TestReading(KeysTestCase):
                 at_once(*[partial(self.assert_invalid, UNKNOWN)] * 8)
                 self.assertEqual(expected, len(reads))
 
+    def test_reading_thread(self) -> None:
+        """While a thread reads the keys, one with a known key goes on, one with a new key waits."""
+        self.rotate(at_once=True)
+        new = self.log_in(self.server())["auth_token"]
+        self.move_clock(10)
+        reading, proceed = threading.Event(), threading.Event()
+        fetch_all = database.fetch_all
+
+        def slowly(*arguments: Any, **parameters: Any) -> Any:
+            reading.set()
+            proceed.wait(10)
+            return fetch_all(*arguments, **parameters)
+
+        def verify(token: str) -> Any:
+            with self.app.app_context():
+                return signing_keys.verify(token)
+
+        slow = mock.patch.object(database, "fetch_all", slowly)
+        with slow, concurrent.futures.ThreadPoolExecutor(3) as threads:
+            reader = threads.submit(verify, UNKNOWN)
+            self.assertTrue(reading.wait(10))
+            threads.submit(verify, self.token).result(10)
+            waiting = threads.submit(verify, new)
+            concurrent.futures.wait([waiting], timeout=0.2)
+            proceed.set()
+            self.assertEqual(claims_of(new), waiting.result(10))
+            self.assertIsInstance(reader.exception(10), errors.TokenInvalid)
+
     def test_tokens_that_need_no_key(self) -> None:
         """Tokens that are refused for another reason cause no reread."""
         self.move_clock(10)
@@ -570,8 +600,8 @@ class TestReading(KeysTestCase):
     def test_fault(self) -> None:
         """Any other error of the database is not hidden."""
         self.move_clock(60)
-        fault = mock.patch.object(database, "fetch_all", side_effect=ZeroDivisionError)
-        with fault:
+        fault = ProgrammingError("SELECT", {}, Exception("no such table"))
+        with mock.patch.object(database, "fetch_all", side_effect=fault):
             self.assertEqual(500, self.client.get("/.well-known/jwks.json").status_code)
         self.assertEqual([kid_of(self.token)], self.kids())
 
