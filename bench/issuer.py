@@ -95,15 +95,38 @@ class Load:
     request: Callable[[str], bytes]
     once: bool  # whether each token is sent once
 
-    def run(self, seconds: float, pool: ProcessPoolExecutor) -> Outcome:
-        """Load the contender for `seconds` from a separate process."""
-        settle = min(1.0, seconds / 2)
-        tokens = self.contender.new(settle + seconds) if self.once else self.contender.tokens
+    def run(self, seconds: float, pool: ProcessPoolExecutor) -> "Turn":
+        """Load the contender from a separate process, after half a turn that is not counted."""
+        server = self.contender.server
+        self._send(seconds / 2, pool)
+        before = server.cpu()
+        outcome = self._send(seconds, pool)
+        return Turn(outcome, server.cpu() - before)
+
+    def _send(self, seconds: float, pool: ProcessPoolExecutor) -> Outcome:
+        tokens = self.contender.new(seconds) if self.once else self.contender.tokens
         requests = [self.request(token) for token in tokens]
         port = self.contender.server.port
+        once = self.once
         return pool.submit(
-            closed, port, requests, CONNECTIONS, seconds, settle=settle, once=self.once
+            closed, port, requests, CONNECTIONS, seconds, settle=0, once=once
         ).result()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The result of a load in one round, and the CPU time of the server's processes."""
+
+    outcome: Outcome
+    cpu: float  # seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """The CPU time of a request; other programs of the machine disturb it least."""
+        return self.cpu / sum(self.outcome.statuses.values()) * 1e6
+
+
+Value = Callable[[Turn], float]
 
 
 @dataclass
@@ -112,40 +135,40 @@ class Comparison:
 
     name: str
     loads: tuple[Load, Load]
-    turns: list[list[Outcome]] = field(default_factory=list)  # of each round
+    turns: list[list[Turn]] = field(default_factory=list)  # of each round
 
     def run(self, seconds: float, pool: ProcessPoolExecutor) -> None:
         """Run both loads once; the order is reversed in each round."""
         order = 1 if len(self.turns) % 2 else -1
-        outcomes = [load.run(seconds, pool) for load in self.loads[::order]]
-        self.turns.append(outcomes[::order])
-        say(f"{self.name}: {[round(turn.per_second) for turn in self.turns[-1]]}")
+        turns = [load.run(seconds, pool) for load in self.loads[::order]]
+        self.turns.append(turns[::order])
+        say(f"{self.name}: {self.turns[-1]}")
 
     def line(self) -> str:
         """Return a line of Markdown."""
-        ratios = [ours.per_second / theirs.per_second for ours, theirs in self.turns]
-        cells = [
-            self.name,
-            self._pair(lambda turn: turn.per_second),
-            spread(ratios),
-            self._pair(lambda turn: turn.p50_ms, digits=1),
-            self._pair(lambda turn: turn.p99_ms, digits=1),
-        ]
+        cells = [self.name]
+        for value in (lambda turn: turn.outcome.per_second), (lambda turn: turn.cpu_us):
+            cells += [self._pair(value), self._ratio(value)]
+        cells.append(self._pair(lambda turn: turn.outcome.p50_ms, digits=1))
+        cells.append(self._pair(lambda turn: turn.outcome.p99_ms, digits=1))
         return f"| {' | '.join(cells)} |"
 
-    def _pair(self, value: Callable[[Outcome], float], digits: int = 0) -> str:
-        medians = (
-            statistics.median(map(value, outcomes)) for outcomes in zip(*self.turns, strict=True)
-        )
+    def _pair(self, value: Value, digits: int = 0) -> str:
+        """Return the medians of both."""
+        medians = (statistics.median(map(value, turns)) for turns in zip(*self.turns, strict=True))
         return " / ".join(f"{median:,.{digits}f}" for median in medians)
+
+    def _ratio(self, value: Value) -> str:
+        """Return the median of the ratios of the rounds, and its interval."""
+        return spread([value(ours) / value(theirs) for ours, theirs in self.turns])
 
     @property
     def lost(self) -> int:
         """The number of requests without a successful response."""
         return sum(
-            turn.busy + turn.lost + sum(turn.unexpected.values())
-            for outcomes in self.turns
-            for turn in outcomes
+            turn.outcome.busy + turn.outcome.lost + sum(turn.outcome.unexpected.values())
+            for turns in self.turns
+            for turn in turns
         )
 
 
@@ -230,8 +253,8 @@ def report(comparisons: list[Comparison], options: argparse.Namespace) -> str:
     lines = [
         f"{'; '.join(circumstances)}.",
         "",
-        "| load | requests/s | ratio | p50 ms | p99 ms |",
-        "|---|---|---|---|---|",
+        "| load | requests/s | ratio | CPU µs | ratio | p50 ms | p99 ms |",
+        "|---|---|---|---|---|---|---|",
         *(comparison.line() for comparison in comparisons),
         "",
         *(f"- {each.name}: {each.lost} not successful" for each in comparisons if each.lost),

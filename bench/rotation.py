@@ -223,7 +223,7 @@ def report(server_url: URL, ahead: float, wanted: int) -> tuple[str, bool]:
     enough = (
         verified.total() >= wanted and len(kids) == ROTATIONS + 1 and all(map(signed.get, kids))
     )
-    return "\n".join(lines), enough and not losses
+    return "\n".join(lines), enough and not refused.total() and not answers["401"]
 
 
 def circumstances(ahead: float) -> str:

@@ -59,6 +59,14 @@ class Server:
             kibibytes += int(rollup.split("\nPss:")[1].split()[0])
         return kibibytes / 1024
 
+    def cpu(self) -> float:
+        """Return the seconds of CPU time that its processes have used."""
+        ticks = 0
+        for pid in _session(self.pid):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # user and system
+        return ticks / os.sysconf("SC_CLK_TCK")
+
 
 def service(workers: int, threads: int) -> Contender:
     """Return the service with production settings."""
