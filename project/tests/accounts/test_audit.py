@@ -119,7 +119,7 @@ class TestRecordedEvents(AuditTestCase):
         headers = bearer(self.pair["auth_token"]) | {"User-Agent": AGENT, "X-Request-ID": "req-1"}
         where = {"headers": headers, "environ_base": {"REMOTE_ADDR": "203.0.113.7"}}
         own = {"user_id": new.id, "actor_id": self.user.id}
-        for roles in (["orders.write", "orders.read"], []):
+        for roles in (["orders.read", "orders.write"], []):
             answer = self.client.patch(f"/users/{new.id}", json={"roles": roles}, **where)
 
             self.assertEqual(200, answer.status_code)
