@@ -17,7 +17,7 @@ from project.errors import (
 )
 from project.tokens import at_jwt, auth_tokens, codec, keys, signing_keys
 
-_BEARER = {"token_type": "Bearer"}
+_BEARER = {"token_type": auth_tokens.BEARER}
 
 
 class _Token(NamedTuple):

@@ -279,9 +279,11 @@ def refresh(refresh_token: str, origin: audit.Origin) -> TokenPair:
             session_id=session.id,
             repeated=not rotated,
         )
-    # After the event, which locks the user: every transaction locks users before counts.
+    pair = _token_pair(session, now)
+    # After the event, which locks the user, and the tokens, which may lock the signing keys: every
+    # transaction locks counts at last.
     attempt.succeed()
-    return _token_pair(session, now)
+    return pair
 
 
 def _rotate(claims: codec.RefreshClaims, now: datetime, origin: audit.Origin) -> Row[Any] | None:

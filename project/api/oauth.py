@@ -9,7 +9,7 @@ from project.api.openapi import Blueprint
 from project.api.paging import RevocationsPage
 from project.api.responses import success
 from project.extensions import db
-from project.tokens import signing_keys
+from project.tokens import auth_tokens, signing_keys
 
 KEYS_MAX_AGE = 300  # seconds
 GRANT_TYPE = "client_credentials"
@@ -76,7 +76,7 @@ def issue_token(body: schemas.TokenRequest) -> Response:
     lifetime = signing_keys.CLIENT_TOKEN_LIFETIME
     granted = {"scope": " ".join(scope)} if scope else {}
     return responses.document(
-        {"access_token": token, "token_type": "Bearer", "expires_in": lifetime, **granted}
+        {"access_token": token, "token_type": auth_tokens.BEARER, "expires_in": lifetime, **granted}
     )
 
 

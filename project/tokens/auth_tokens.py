@@ -10,6 +10,7 @@ from project.tokens import at_jwt, codec, keys, signing_keys
 
 # `client_id` of users' tokens: apps that use /auth/login are not registered as clients.
 FIRST_PARTY = "first-party"
+BEARER = "Bearer"  # the `token_type` of auth tokens and of clients' own tokens (RFC 6750)
 
 
 def encode(claims: codec.AccessClaims, generation: int, logged_in_at: int, roles: list[str]) -> str:
