@@ -2,8 +2,9 @@
 
 The service with ISSUER, whose auth tokens are signed with ES256, is measured beside the service
 without it, whose tokens are signed with HS256, and its introspection beside its /auth/status. All
-use the same PostgreSQL server and take turns under the same load. The result is the median of the
-ratios of the turns.
+use the same PostgreSQL server and take turns under the same load. Two equal servers can differ by
+several per cent as long as they run, so both are started anew several times, in another order each
+time. The result is the median of the ratios of the starts.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import itertools
 import json
 import secrets
 import statistics
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -144,32 +146,34 @@ class Comparison:
         self.turns.append(turns[::order])
         say(f"{self.name}: {self.turns[-1]}")
 
-    def line(self) -> str:
-        """Return a line of Markdown."""
-        cells = [self.name]
-        for value in (lambda turn: turn.outcome.per_second), (lambda turn: turn.cpu_us):
-            cells += [self._pair(value), self._ratio(value)]
-        cells.append(self._pair(lambda turn: turn.outcome.p50_ms, digits=1))
-        cells.append(self._pair(lambda turn: turn.outcome.p99_ms, digits=1))
-        return f"| {' | '.join(cells)} |"
-
-    def _pair(self, value: Value, digits: int = 0) -> str:
-        """Return the medians of both."""
-        medians = (statistics.median(map(value, turns)) for turns in zip(*self.turns, strict=True))
-        return " / ".join(f"{median:,.{digits}f}" for median in medians)
-
-    def _ratio(self, value: Value) -> str:
-        """Return the median of the ratios of the rounds, and its interval."""
-        return spread([value(ours) / value(theirs) for ours, theirs in self.turns])
-
     @property
     def lost(self) -> int:
         """The number of requests without a successful response."""
-        return sum(
-            turn.outcome.busy + turn.outcome.lost + sum(turn.outcome.unexpected.values())
-            for turns in self.turns
-            for turn in turns
+        outcomes = [turn.outcome for turns in self.turns for turn in turns]
+        return sum(each.busy + each.lost + sum(each.unexpected.values()) for each in outcomes)
+
+
+def line(starts: Sequence[Comparison]) -> str:
+    """Return a line of Markdown for a comparison that was made with several starts."""
+
+    def pair(value: Value, digits: int = 0) -> str:
+        turns = [turns for start in starts for turns in start.turns]
+        medians = (statistics.median(map(value, each)) for each in zip(*turns, strict=True))
+        return " / ".join(f"{median:,.{digits}f}" for median in medians)
+
+    def ratio(value: Value) -> str:
+        return spread(
+            [
+                statistics.median(value(ours) / value(theirs) for ours, theirs in start.turns)
+                for start in starts
+            ]
         )
+
+    cells = [starts[0].name]
+    for value in (lambda turn: turn.outcome.per_second), (lambda turn: turn.cpu_us):
+        cells += [pair(value), ratio(value)]
+    cells += [pair(lambda turn: turn.outcome.p50_ms, 1), pair(lambda turn: turn.outcome.p99_ms, 1)]
+    return f"| {' | '.join(cells)} |"
 
 
 def start(stack: ExitStack, server_url: URL, **settings: str) -> Contender:
@@ -219,45 +223,58 @@ def check(contender: Contender) -> None:
                 raise RuntimeError("a token is not active")
 
 
-def measure(options: argparse.Namespace) -> list[Comparison]:
-    """Return the results."""
+def compare(es256: Contender, hs256: Contender) -> list[Comparison]:
+    """Return what is compared."""
+    return [
+        Comparison(f"{name}{', each token once' * once}", (Load(*ours, once), Load(*theirs, once)))
+        for name, ours, theirs in (
+            ("status, ES256 / HS256", (es256, status), (hs256, status)),
+            ("introspect / status, ES256", (es256, introspect), (es256, status)),
+        )
+        for once in (False, True)
+    ]
+
+
+def measure(options: argparse.Namespace) -> list[list[Comparison]]:
+    """Return the results of each start."""
     server_url = make_url(options.database_url)
-    with ExitStack() as stack:
-        pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-        es256 = start(stack, server_url, ISSUER=ISSUER, ENCRYPTION_KEYS=secrets.token_hex(32))
-        hs256 = start(stack, server_url)
-        comparisons = [
-            Comparison(
-                f"{name}{', each token once' * once}", (Load(*ours, once), Load(*theirs, once))
-            )
-            for name, ours, theirs in (
-                ("status, ES256 / HS256", (es256, status), (hs256, status)),
-                ("introspect / status, ES256", (es256, introspect), (es256, status)),
-            )
-            for once in (False, True)
-        ]
-        for _ in range(options.rounds):
-            for comparison in comparisons:
-                comparison.run(options.seconds, pool)
-    return comparisons
+    encryption_keys = secrets.token_hex(32)
+    settings = {"es256": {"ISSUER": ISSUER, "ENCRYPTION_KEYS": encryption_keys}, "hs256": {}}
+    results = []
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for number in range(options.starts):
+            with ExitStack() as stack:
+                contenders = {
+                    name: start(stack, server_url, **settings[name])
+                    for name in sorted(settings, reverse=bool(number % 2))
+                }
+                comparisons = compare(**contenders)
+                for _ in range(options.rounds):
+                    for comparison in comparisons:
+                        comparison.run(options.seconds, pool)
+            results.append(comparisons)
+    return results
 
 
-def report(comparisons: list[Comparison], options: argparse.Namespace) -> str:
+def report(results: list[list[Comparison]], options: argparse.Namespace) -> str:
     """Return the table in Markdown."""
     circumstances = [
         machine(make_url(options.database_url)),
         f"{CONNECTIONS} connections",
-        f"{options.rounds} rounds of {options.seconds:g} s",
-        f"ratios with {spread_in_words(options.rounds)}",
+        f"{options.starts} starts with {options.rounds} rounds of {options.seconds:g} s each",
+        f"ratios of the starts with {spread_in_words(options.starts)}",
     ]
+    lost = Counter[str]()
+    for each in itertools.chain(*results):
+        lost[each.name] += each.lost
     lines = [
         f"{'; '.join(circumstances)}.",
         "",
         "| load | requests/s | ratio | CPU µs | ratio | p50 ms | p99 ms |",
         "|---|---|---|---|---|---|---|",
-        *(comparison.line() for comparison in comparisons),
+        *map(line, zip(*results, strict=True)),
         "",
-        *(f"- {each.name}: {each.lost} not successful" for each in comparisons if each.lost),
+        *(f"- {name}: {count} not successful" for name, count in lost.items() if count),
     ]
     return "\n".join(lines)
 
@@ -266,13 +283,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.issuer", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one turn")
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each load")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each load in a start")
+    parser.add_argument("--starts", type=int, default=12, help="how often the servers are started")
     add_database_url(parser)
     parser.add_argument("--output", type=Path, help="the file for the table, in Markdown")
     options = parser.parse_args()
     exit_on_sigterm()
-    comparisons = measure(options)
-    text = report(comparisons, options)
+    text = report(measure(options), options)
     print(text)
     if options.output:
         options.output.write_text(text)
