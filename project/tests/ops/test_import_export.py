@@ -215,7 +215,7 @@ class TestImport(ImportExportTestCase):
         self.assertEqual((0, 2, refused), self.import_users(*again))
 
     def test_roles(self) -> None:
-        """Users have no roles if the file has none; roles are compared, in any order, if it does."""
+        """Without the field, users have no roles; with it, roles are compared in any order."""
         self.import_users(user("ada"), user("eve", roles=["orders.read", "orders.write"]))
         header = b"username,email,password_hash,roles\r\n"
         row = f"{{0}},{{0}}@test.com,{PHP[1]},{{1}}\r\n"
