@@ -46,7 +46,11 @@ def signing(rows: Sequence[SigningKeyRow], now: datetime) -> SigningKeyRow | Non
 
 def verifying(rows: Sequence[SigningKeyRow], now: datetime) -> list[SigningKeyRow]:
     """Return the rows of the keys that verify tokens at `now`, and are published."""
-    return [row for row in rows if row.verifies_until is None or row.verifies_until > now]
+    return [row for row in rows if _verifies(row, now)]
+
+
+def _verifies(row: SigningKeyRow, now: datetime) -> bool:
+    return row.verifies_until is None or row.verifies_until > now
 
 
 def _begin(row: SigningKeyRow) -> tuple[datetime, str]:
@@ -63,7 +67,7 @@ class _Keys:
         self.read_at: datetime | None = None
         self.failed_at: datetime | None = None  # when the database was unavailable
 
-    def is_older_than(self, seconds: float) -> bool:
+    def is_older_than(self, seconds: float, now: datetime) -> bool:
         """Return whether the rows have to be read; also if the clock was set back.
 
         Without a key, they always have to: another process may have made the first one. While the
@@ -71,12 +75,13 @@ class _Keys:
         """
         if not self.rows:
             return True
-        return not (_is_within(seconds, self.read_at) or _is_within(MIN_AGE, self.failed_at))
+        return not (
+            _is_within(seconds, self.read_at, now) or _is_within(MIN_AGE, self.failed_at, now)
+        )
 
 
-def _is_within(seconds: float, moment: datetime | None) -> bool:
-    since = None if moment is None else clock.utcnow() - moment
-    return since is not None and timedelta() <= since < timedelta(seconds=seconds)
+def _is_within(seconds: float, moment: datetime | None, now: datetime) -> bool:
+    return moment is not None and 0 <= (now - moment).total_seconds() < seconds
 
 
 _keys = AppState[_Keys]("signing_keys")
@@ -87,28 +92,30 @@ def init_app(app: Flask) -> None:
     _keys.set(app, _Keys())
 
 
-def _current(max_age: float = MAX_AGE) -> _Keys:
-    """Return the keys, not older than `max_age` seconds unless the database is unavailable.
+def _current(now: datetime, max_age: float = MAX_AGE) -> _Keys:
+    """Return the keys, at `now` not older than `max_age` seconds.
 
-    While one thread reads them, the others use the earlier ones, unless those may lack a key that
-    is needed: at the beginning, and with another `max_age`.
+    They may be older while the database is unavailable. While one thread reads them, the others
+    use the earlier ones, unless those may lack a key that is needed: at the beginning, and with
+    another `max_age`.
     """
     kept = _keys.get()
     must_wait = not kept.rows or max_age < MAX_AGE
-    if kept.is_older_than(max_age) and kept.lock.acquire(blocking=must_wait):
+    if kept.is_older_than(max_age, now) and kept.lock.acquire(blocking=must_wait):
         try:
-            if kept.is_older_than(max_age):
-                _read(kept)
+            now = clock.utcnow()  # another thread may have read them meanwhile
+            if kept.is_older_than(max_age, now):
+                _read(kept, now)
         except SQLAlchemyError as error:
             if not kept.rows or not database.is_unavailable(error):
                 raise
-            kept.failed_at = clock.utcnow()
+            kept.failed_at = now
         finally:
             kept.lock.release()
     return kept
 
 
-def _read(kept: _Keys) -> None:
+def _read(kept: _Keys, now: datetime) -> None:
     rows = database.fetch_all(_ALL)
     if rows != kept.rows or kept.read_at is None:
         public = {row.kid: jwk.parse_public(row.public) for row in rows}
@@ -116,7 +123,7 @@ def _read(kept: _Keys) -> None:
         kept.rows = rows
         # A new object: tokens that were verified with other keys are verified again.
         kept.issuer = at_jwt.Issuer(str(current_app.config["ISSUER"]), public)
-    kept.read_at = clock.utcnow()
+    kept.read_at = now
 
 
 def sign(claims: at_jwt.Claims) -> str:
@@ -132,7 +139,8 @@ def signing_key() -> tuple[str, jwk.PrivateKey]:
     If there is no key yet, it is made in the current transaction. Raise
     encryption.DecryptionFailed if no key of ENCRYPTION_KEYS decrypts the private key.
     """
-    row = signing(_current().rows, clock.utcnow()) or _first()
+    now = clock.utcnow()
+    row = signing(_current(now).rows, now) or _first()
     return row.kid, _private_key(row.private, row.kid, current_app.config["ENCRYPTION_KEYS"])
 
 
@@ -148,12 +156,14 @@ def verify(token: str) -> at_jwt.Claims:
     The caller checks the audience. Raise at_jwt.OtherAlgorithm for a token that is not signed with
     ES256, TokenExpired for a signed token that has expired, and TokenInvalid for any other.
     """
-    try:
-        kid, claims = at_jwt.verify(token, _current().issuer)
-    except at_jwt.UnknownKey:
-        kid, claims = at_jwt.verify(token, _current(MIN_AGE).issuer)
     now = clock.utcnow()
-    if all(row.kid != kid for row in verifying(_keys.get().rows, now)):
+    kept = _current(now)
+    try:
+        kid, claims = at_jwt.verify(token, kept.issuer)
+    except at_jwt.UnknownKey:
+        kept = _current(now, MIN_AGE)
+        kid, claims = at_jwt.verify(token, kept.issuer)
+    if not any(row.kid == kid and _verifies(row, now) for row in kept.rows):
         raise TokenInvalid
     codec.check_times(claims["iat"], claims["exp"], now)
     return claims
@@ -164,7 +174,8 @@ def published() -> list[dict[str, str]]:
 
     If there is no key yet, it is made in the current transaction.
     """
-    rows = verifying(_current(MIN_AGE).rows, clock.utcnow()) or [_first()]
+    now = clock.utcnow()
+    rows = verifying(_current(now, MIN_AGE).rows, now) or [_first()]
     return [row.public for row in rows]
 
 
