@@ -560,8 +560,8 @@ class TestConcurrency(FeedTestCase):
                 _, after = self.follow()
                 first = self.end_some(3)
                 with self.open_transaction():
-                    rows = ended_sessions.page(int(after), 2)
-                    self.assertEqual(first[:2], [row.session_id for row in rows])
+                    ended_sessions.number()
+                    self.assertEqual([], ended_sessions.page(int(after), 2))
                     with self.open_transaction():
                         (last,) = self.end_some(1)
                     waiting = threads.submit(self.page, after=after)
