@@ -31,6 +31,7 @@ from project.lib import database, hashing
 from project.mail import outbox, rendering
 from project.mail.transport import SmtpTransport, describe
 from project.tokens import signing_keys
+from project.tokens.keys import auth_token_lifetime
 
 # OWASP's Password Storage Cheat Sheet: a cost of at least 10, and less than a second.
 MIN_ROUNDS = 10
@@ -138,8 +139,7 @@ def _keys(config: Config) -> Iterator[Finding]:
             " is replaced, all users have to log in again."
         )
     if fallbacks:
-        access = config["TOKEN_EXPIRATION_DAYS"] * DAY + config["TOKEN_EXPIRATION_SECONDS"]
-        longest = max(access, config["REFRESH_EXPIRATION_SECONDS"]) / DAY
+        longest = max(auth_token_lifetime(), config["REFRESH_EXPIRATION_SECONDS"]) / DAY
         yield note(
             f"Keys in SECRET_KEY_FALLBACKS: {len(fallbacks)}. Remove an old key when its last"
             f" token has expired, {longest:.3g} days after the last server stopped signing with it."
@@ -174,7 +174,7 @@ def _issuer(config: Config) -> Iterator[Finding]:
             f"Keys in ENCRYPTION_KEYS: {len(keys)}. The first one encrypts. After python manage.py"
             " reencrypt_keys, the others are needed only for backups from before."
         )
-    lifetime = config["TOKEN_EXPIRATION_DAYS"] * DAY + config["TOKEN_EXPIRATION_SECONDS"]
+    lifetime = auth_token_lifetime()
     if lifetime > MAX_LIFETIME_ELSEWHERE:
         yield note(
             f"An auth token is valid for {lifetime:,} seconds: a service that verifies tokens"

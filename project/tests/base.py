@@ -15,19 +15,6 @@ from sqlalchemy import delete, text
 from werkzeug.test import TestResponse
 
 from project import UsersService, clock, create_app, db, errors
-from project.models import (
-    Client as OAuthClient,
-)
-from project.models import (
-    EndedSession,
-    Event,
-    Invitation,
-    KnownAddress,
-    Mail,
-    SigningKey,
-    Throttle,
-    User,
-)
 from project.tests.conformance import TESTING, conformance
 from project.tests.rows import stored_sessions, stored_users
 
@@ -43,19 +30,6 @@ FAILURES_OF_USERS = {
     errors.PreconditionFailed,
     errors.UsernameExists,
 }
-
-
-TABLES = (
-    User,
-    Throttle,
-    KnownAddress,
-    Event,
-    Mail,
-    Invitation,
-    EndedSession,
-    SigningKey,
-    OAuthClient,
-)
 
 
 class Client(FlaskClient):
@@ -97,7 +71,7 @@ class BaseTestCase(unittest.TestCase):
         self.addCleanup(context.pop)
         self.addCleanup(self._close_database)
         self._migrate_once()
-        for table in TABLES:
+        for table in reversed(db.metadata.sorted_tables):
             db.session.execute(delete(table))
         if not self.on_postgresql:
             # After a test that uses the highest id, SQLite would have no id for the next one.

@@ -122,15 +122,14 @@ def _read(kept: _Keys, now: datetime) -> None:
         # The rows first: other threads refuse a key of the issuer that is not among them.
         kept.rows = rows
         # A new object: tokens that were verified with other keys are verified again.
-        kept.issuer = at_jwt.Issuer(str(current_app.config["ISSUER"]), public)
+        kept.issuer = at_jwt.Issuer(str(keys.issuer()), public)
     kept.read_at = now
 
 
 def sign(claims: at_jwt.Claims) -> str:
     """Return a token with these claims, signed with `signing_key`."""
     kid, key = signing_key()
-    issuer = str(current_app.config["ISSUER"])
-    return at_jwt.encode(claims, issuer=issuer, kid=kid, key=key)
+    return at_jwt.encode(claims, issuer=str(keys.issuer()), kid=kid, key=key)
 
 
 def signing_key() -> tuple[str, jwk.PrivateKey]:

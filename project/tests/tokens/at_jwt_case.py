@@ -28,6 +28,14 @@ def from_base64(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "==")
 
 
+def respelled(token: str) -> str:
+    """Return a token with the other spelling of its signature: r, n - s instead of r, s."""
+    bare, _, signature = token.rpartition(".")
+    raw = from_base64(signature)
+    opposite = ORDER - int.from_bytes(raw[32:])
+    return f"{bare}.{to_base64(raw[:32] + opposite.to_bytes(32))}"
+
+
 def without(members: dict[str, Any]) -> dict[str, Any]:
     """Return the members that are not MISSING."""
     return {name: value for name, value in members.items() if value is not MISSING}
