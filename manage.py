@@ -115,6 +115,7 @@ for function in (
     users.deactivate,
     users.activate,
     users.end_sessions,
+    users.reset_totp,
     purge.purge,
     audit_log.events,
     mail.send_mail,

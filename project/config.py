@@ -276,7 +276,8 @@ class BaseConfig(BaseModel):
         None, max_length=MAX_ISSUER_LENGTH, description="`aud` of tokens; by default the ISSUER"
     )
     ENCRYPTION_KEYS: Annotated[Keys, AfterValidator(_strong_keys)] = Field(
-        (), description="keys that encrypt stored secrets, comma-separated; needed with ISSUER"
+        (),
+        description="keys that encrypt stored secrets, comma-separated; with ISSUER or TOTP",
     )
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         validation_alias="DATABASE_URL", description="by default an SQLite file in instance/"
@@ -341,6 +342,12 @@ class BaseConfig(BaseModel):
     EMAIL_VERIFICATION: Literal["off", "optional", "required"] = Field(
         "off", description="whether new users are asked to confirm their address, or have to"
     )
+    REQUIRE_MFA: Literal["none", "admins", "all"] = Field(
+        "none", description="who must have a second factor"
+    )
+    STEP_UP_SECONDS: int = Field(
+        300, ge=0, le=DAY, description="seconds after a code in which a session needs no other one"
+    )
     SECURITY_NOTICES: bool = Field(
         True, description="whether users are told of security events by email"
     )
@@ -388,9 +395,11 @@ class BaseConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _check_issuer(self) -> Self:
-        if self.ISSUER and not self.ENCRYPTION_KEYS:
+    def _check_encryption_keys(self) -> Self:
+        if not self.ENCRYPTION_KEYS and self.ISSUER:
             raise ValueError("ISSUER needs ENCRYPTION_KEYS too")
+        if not self.ENCRYPTION_KEYS and self.REQUIRE_MFA != "none":
+            raise ValueError("REQUIRE_MFA needs ENCRYPTION_KEYS too")
         if {self.SECRET_KEY, *self.SECRET_KEY_FALLBACKS} & set(self.ENCRYPTION_KEYS):
             raise ValueError("ENCRYPTION_KEYS contains a key of SECRET_KEY: make another one")
         return self
@@ -440,11 +449,7 @@ class DevelopmentConfig(BaseConfig):
 
     SECRET_KEY: str = Field(default_factory=lambda: _development_key("secret_key"))
     SECRET_KEY_FALLBACKS: Keys = ()
-    ENCRYPTION_KEYS: Keys = Field(
-        default_factory=lambda given: (
-            (_development_key("encryption_key"),) if given.get("ISSUER") else ()
-        )
-    )
+    ENCRYPTION_KEYS: Keys = Field(default_factory=lambda: (_development_key("encryption_key"),))
     SQLALCHEMY_DATABASE_URI: DatabaseUrl = Field(
         default_factory=lambda: _embedded("users.db"), validation_alias="DATABASE_URL"
     )

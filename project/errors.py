@@ -6,6 +6,8 @@ The exceptions know nothing of HTTP requests; `status` is the HTTP status (RFC 9
 from collections.abc import Sequence
 from typing import ClassVar
 
+OPERATOR_RETRY_AFTER = 3_600  # seconds, of a 503 until the operator has changed the settings
+
 
 class ConfigurationError(SystemExit):
     """A setting is missing or invalid; the text names the variable.
@@ -162,6 +164,54 @@ class EmailUnverified(ServiceError):
     message = "Please confirm your email address."
 
 
+class MfaRequired(ServiceError):
+    """The credentials are correct, and the user has to send a code too.
+
+    `mfa_token` lets them send it in another request.
+    """
+
+    status = 401
+    code = "mfa_required"
+    message = "Please enter the code from your authenticator."
+
+    def __init__(
+        self, *, errors: dict[str, str] | None = None, mfa_token: str | None = None
+    ) -> None:
+        """Carry the token for the second step of a login."""
+        super().__init__(errors=errors)
+        self.mfa_token = mfa_token
+
+
+class StepUpRequired(MfaRequired):
+    """The caller has an authenticator, and the request needs a code from it."""
+
+    status = 403
+
+
+class WrongCode(ServiceError):
+    """The code is wrong, or has been used."""
+
+    status = 400
+    code = "wrong_code"
+    message = "The code is wrong. Please enter a new one."
+
+
+class TotpExists(ServiceError):
+    """The user sets up an authenticator and has one."""
+
+    status = 400
+    code = "totp_exists"
+    message = "There is an authenticator already. Please turn it off first."
+
+
+class TotpNotFound(ServiceError):
+    """The user has no authenticator, or has not begun to set one up."""
+
+    status = 404
+    code = "totp_not_found"
+    message = "There is no authenticator."
+
+
 class LinkInvalid(ServiceError):
     """The token of a link was not issued by this service, has expired or has been used."""
 
@@ -184,6 +234,12 @@ class OwnAccount(ServiceError):
     status = 400
     code = "own_account"
     message = "Please delete your own account with DELETE /auth/account."
+
+
+class OwnTotp(OwnAccount):
+    """An admin turns their own authenticator off by their ID, which takes no password."""
+
+    message = "Please turn your own authenticator off with DELETE /auth/totp."
 
 
 class PreconditionFailed(ServiceError):
@@ -262,6 +318,14 @@ class PermissionDenied(ServiceError):
     message = "You do not have permission to do that."
 
 
+class MfaEnrolmentRequired(ServiceError):
+    """The operator requires a second factor of the caller, who has none (REQUIRE_MFA)."""
+
+    status = 403
+    code = "mfa_enrolment_required"
+    message = "Please set up an authenticator first."
+
+
 class TooManyAttempts(ServiceError):
     """Too many attempts were made from this address, or on this account from any address."""
 
@@ -322,6 +386,14 @@ class MailNotConfigured(ServiceError):
     status = 503
     code = "mail_not_configured"
     message = "The service cannot send email."
+
+
+class MfaNotConfigured(ServiceError):
+    """ENCRYPTION_KEYS are not set, or decrypt the secret of the user's authenticator no longer."""
+
+    status = 503
+    code = "mfa_not_configured"
+    message = "The service cannot use authenticators."
 
 
 class DatabaseNotMigrated(ServiceError):

@@ -104,6 +104,8 @@ class User(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
     email_verified: Mapped[bool] = mapped_column(default=False, server_default=true())
     # Other than `admin`: they mean something to other services only.
     roles: Mapped[list[str]] = mapped_column(Words, default=list, server_default="")
+    # Whether a login needs a code too. A login locks this row, so it sees each change of it.
+    mfa_enabled: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=lambda: clock.utcnow())
 
     __table_args__ = (
@@ -208,11 +210,41 @@ class Session(db.Model):  # type: ignore[name-defined,misc]  # the base is made 
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     # When the last of its auth tokens expires; None in sessions from before the column.
     token_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # How the user has proved who they are: RFC 8176's "pwd" and "otp", and "rc" for recovery codes.
+    amr: Mapped[list[str]] = mapped_column(Words, server_default="pwd")
+    code_given_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # the last one
 
     __table_args__ = (
         Index(None, "user_id", "expires_at"),
         Index(None, "expires_at"),
     )
+
+
+class TotpFactor(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """The authenticator of a user, or the one that they are setting up."""
+
+    __tablename__ = "totp_factors"
+
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    secret: Mapped[bytes] = mapped_column(LargeBinary)  # encrypted under ENCRYPTION_KEYS
+    # The time step of the last code that was used; None until the first one confirms the secret.
+    last_step: Mapped[int | None] = mapped_column(BigInteger)
+    # Whether the user's email was verified when the secret was confirmed.
+    email_verified: Mapped[bool] = mapped_column(default=False, server_default=false())
+
+
+class RecoveryCode(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
+    """A recovery code of a user; using it deletes its row."""
+
+    __tablename__ = "recovery_codes"
+
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    # SHA-256, in hexadecimal: a code has 120 random bits, which no attacker can guess.
+    code_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class EndedSession(db.Model):  # type: ignore[name-defined,misc]  # the base is made at run time
@@ -368,6 +400,8 @@ class Mail(db.Model):  # type: ignore[name-defined,misc]  # the base is made at 
 # The tables, for statements that read or write columns instead of objects.
 users_table = cast(Table, User.__table__)
 sessions_table = cast(Table, Session.__table__)
+totp_factors_table = cast(Table, TotpFactor.__table__)
+recovery_codes_table = cast(Table, RecoveryCode.__table__)
 ended_sessions_table = cast(Table, EndedSession.__table__)
 signing_keys_table = cast(Table, SigningKey.__table__)
 clients_table = cast(Table, Client.__table__)

@@ -1,12 +1,12 @@
 """Administration of accounts: change, deactivate, activate or delete one.
 
 Users do so with their own account, and admins with every account. For their own account both send
-their password; an admin needs none for another account.
+their password; an admin needs none for another account. Callers with a second factor send a code,
+unless their session has given one just now.
 Functions here write and may flush. The caller commits; a refusal commits its own event.
 """
 
 from collections.abc import Container, Mapping
-from functools import partial
 from typing import Any, NamedTuple, NoReturn, cast
 
 from sqlalchemy import Row, Select, select, update
@@ -15,15 +15,17 @@ from sqlalchemy.exc import IntegrityError
 from project import errors
 from project.accounts import (
     audit,
-    authentication,
+    confirmation,
     directory,
     invitations,
     mails,
     rate_limits,
     registration,
+    second_factor,
     sessions,
     verification,
 )
+from project.accounts.confirmation import Confirmation
 from project.extensions import db
 from project.lib import database
 from project.mail import outbox
@@ -43,14 +45,11 @@ class _LockedAccount(NamedTuple):
 
     user: Row[Any]
     is_last_admin: bool
-    about: dict[str, Any]  # fields of every event of this act
-    attempt: rate_limits.Attempt
-    refused: audit.Kind  # the kind of event that a refusal is
+    confirmation: Confirmation
 
     def refuse(self, error: errors.ServiceError, why: str) -> NoReturn:
-        """Refuse an act for which the password, if one was needed, was right."""
-        self.attempt.succeed()
-        audit.refuse(error, self.refused, **self.about, why=why)
+        """Refuse the act, for which the password and the code, if needed, were right."""
+        self.confirmation.refuse(error, why)
 
 
 class Changed(NamedTuple):
@@ -67,6 +66,7 @@ def change(
     origin: audit.Origin,
     *,
     password: str | None,
+    code: str | None = None,
     versions: Container[str] | None = None,
     confirm_email: bool = False,
 ) -> Changed:
@@ -89,7 +89,7 @@ def change(
         # Like a registration, a change of a name can reveal who has an account.
         rate_limits.limits().registration(origin.ip)
     unconfirmed = errors.InvalidPayload(errors={_CONFIRMATION_FIELD: "is required"})
-    account = _lock_account(user_id, caller, origin, password, refused, unconfirmed)
+    account = _lock_account(user_id, caller, origin, refused, password, code, unconfirmed)
     before = account.user
     if versions is not None and not any(
         directory.version(before, full=full) in versions for full in (False, True)
@@ -112,8 +112,8 @@ def change(
         taken = registration.taken_names(error, username, email, but=user_id)
         refusal = registration.conflict(taken, errors.InvalidPayload)
         account.refuse(refusal, f"{next(iter(taken))}_taken")
-    _record(different, ended, account.about)
-    account.attempt.succeed()
+    _record(different, ended, account.confirmation.about)
+    account.confirmation.succeed()
     if to_confirm:
         verification.request_change(before, to_confirm, origin)
     if after.email != before.email:
@@ -124,20 +124,28 @@ def change(
     return Changed(after, bool(to_confirm))
 
 
-def delete(user_id: int, caller: Row[Any], origin: audit.Origin, *, password: str | None) -> None:
+def delete(
+    user_id: int,
+    caller: Row[Any],
+    origin: audit.Origin,
+    *,
+    password: str | None,
+    code: str | None = None,
+) -> None:
     """Delete a user with their sessions and counts; their events stay and become anonymous.
 
     `caller` is as for `change`. Raise LastAdmin; OwnAccount when `password` is None for the
     caller's own account; and as `_lock_account`.
     """
     refused = audit.Kind.DELETION_REFUSED
-    account = _lock_account(user_id, caller, origin, password, refused, errors.OwnAccount())
+    own = errors.OwnAccount()
+    account = _lock_account(user_id, caller, origin, refused, password, code, own)
     if account.is_last_admin:
         account.refuse(errors.LastAdmin(), "last_admin")
     # The sessions first: a refresh locks its session before it records an event for the user.
     sessions.end_all(user_id)
     audit.anonymize(user_id)
-    account.attempt.succeed()
+    account.confirmation.succeed()
     rate_limits.forget(account.user.email)
     outbox.forget(account.user.email)
     invitations.forget(account.user.email)
@@ -150,39 +158,83 @@ def delete(user_id: int, caller: Row[Any], origin: audit.Origin, *, password: st
         mails.notify(mails.Kind.ACCOUNT_DELETED, email, origin, user_id=user_id)
 
 
+def reset_totp(user_id: int, caller: Row[Any], origin: audit.Origin, *, code: str | None) -> None:
+    """Remove the second factor of a user who has lost it, and end their sessions.
+
+    `caller` is an active admin, as `sessions.identify` returned them. Raise TotpNotFound;
+    OwnTotp for their own account, where a password is needed; and as `_lock_account`.
+    """
+    refused = audit.Kind.TOTP_REFUSED
+    account = _lock_account(user_id, caller, origin, refused, None, code, errors.OwnTotp())
+    if not account.user.mfa_enabled:
+        account.refuse(errors.TotpNotFound(), "totp_not_found")
+    _remove_totp(user_id, account.user.email, origin, "admin")
+    account.confirmation.succeed()
+
+
+def reset_totp_of(email: str, origin: audit.Origin) -> int:
+    """Remove the second factor of a user as the operator; return how many sessions that ended.
+
+    Raise UserNotFound; TotpNotFound.
+    """
+    user_id = directory.find_by_email(email)
+    sessions.lock_user(user_id)
+    if not db.session.scalars(select(_users.mfa_enabled).where(_users.id == user_id)).one():
+        raise errors.TotpNotFound
+    return _remove_totp(user_id, email, origin, "operator")
+
+
+def _remove_totp(user_id: int, email: str, origin: audit.Origin, why: str) -> int:
+    """Remove the second factor of a locked user; return how many sessions that ended.
+
+    The sessions end because the device that was lost may have one. Pauses end, because the user
+    has tried codes.
+    """
+    ended = sessions.end_all(user_id)
+    second_factor.remove(user_id)
+    audit.record(audit.Kind.TOTP_RESET, origin, user_id=user_id, why=why, sessions=ended)
+    rate_limits.lift_pause(email)
+    rate_limits.lift_pause_of_codes(email)
+    mails.notify(mails.Kind.TOTP_DISABLED, email, origin, user_id=user_id)
+    return ended
+
+
 def _lock_account(
     user_id: int,
     caller: Row[Any],
     origin: audit.Origin,
-    password: str | None,
     refused: audit.Kind,
+    password: str | None,
+    code: str | None,
     without_password: errors.ServiceError,
 ) -> _LockedAccount:
     """Return an account that the caller may change, in a transaction that begins here.
 
     Raise UserNotFound; PermissionDenied, TokenOfInactive or SessionEnded when the caller has lost
-    their rights in the meantime. For their own account raise `without_password` if there is none;
-    WrongPassword, which counts as a failed login; and TooManyAttempts.
+    their rights in the meantime. For their own account raise `without_password` if there is none.
+    Also raise as `Confirmation`, which confirms the act and records a refusal as `refused`.
     """
     own = user_id == caller.id
-    session_id = caller.session_id if own else None
-    about: dict[str, Any] = {"origin": origin, "user_id": user_id, "session_id": session_id}
-    if not own:
-        uncounted = rate_limits.Attempt()
-        return _LockedAccount(*_lock_rows(user_id, caller), about, uncounted, refused)
-    if password is None:
+    if own and password is None:
         raise without_password
-    attempt = rate_limits.limits().login(caller.email, origin.ip, own=True)
-    refuse = partial(audit.refuse, kind=refused, **about)
+    confirmed = Confirmation(
+        caller,
+        origin,
+        refused,
+        password=password if own else None,
+        code=code,
+        user_id=None if own else user_id,
+    )
 
     def verify_and_lock() -> _LockedAccount:
-        stored = authentication.verify_password(user_id, password, attempt, refuse)
+        stored = confirmed.verify()
         user, is_last_admin = _lock_rows(user_id, caller)
-        if user.password != stored:
+        if own and user.password != stored:
             raise sessions.AccountChanged
-        return _LockedAccount(user, is_last_admin, about, attempt, refused)
+        confirmed.use_code()
+        return _LockedAccount(user, is_last_admin, confirmed)
 
-    return authentication.retry_if_changed(verify_and_lock)
+    return confirmation.retry_if_changed(verify_and_lock)
 
 
 def _lock_rows(user_id: int, caller: Row[Any]) -> tuple[Row[Any], bool]:

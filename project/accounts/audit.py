@@ -55,8 +55,9 @@ class Kind(StrEnum):
     REGISTERED = auto()
     REGISTRATION_REFUSED = auto()  # why: username_taken, email_taken
     USER_ADDED = auto()
-    LOGGED_IN = auto()
-    # why: unknown_email, wrong_password, account_inactive, email_unverified; pause
+    LOGGED_IN = auto()  # amr: as in the token, if a code was needed too
+    # why: unknown_email, wrong_password, account_inactive, email_unverified, mfa_required (the
+    # password was right, and there was no code), wrong_code; pause
     LOGIN_REFUSED = auto()
     # repeated: whether the token had been used in the last REFRESH_REUSE_SECONDS
     REFRESHED = auto()
@@ -66,11 +67,12 @@ class Kind(StrEnum):
     SESSION_ENDED = auto()
     SESSIONS_ENDED = auto()
     PASSWORD_CHANGED = auto()
-    PASSWORD_CHANGE_REFUSED = auto()  # why: wrong_password; pause
+    PASSWORD_CHANGE_REFUSED = auto()  # why: wrong_password, wrong_code; pause
     USERS_IMPORTED = auto()  # users, of one batch
-    USERS_EXPORTED = auto()  # with their hashes
+    USERS_EXPORTED = auto()  # with their hashes; second_factors: whether with them too
     USER_CHANGED = auto()  # fields: username, email or both
-    USER_CHANGE_REFUSED = auto()  # why: wrong_password, *_taken, last_admin, ...; pause
+    # why: wrong_password, wrong_code, *_taken, last_admin, ...; pause
+    USER_CHANGE_REFUSED = auto()
     USER_DEACTIVATED = auto()
     USER_ACTIVATED = auto()
     ADMIN_GRANTED = auto()
@@ -78,12 +80,21 @@ class Kind(StrEnum):
     ROLES_CHANGED = auto()  # roles: all that the user has now, without admin
     USER_DELETED = auto()  # by an admin; the event does not name the user
     ACCOUNT_DELETED = auto()  # by the user; the event does not name them
-    DELETION_REFUSED = auto()  # why: wrong_password, last_admin; pause
+    DELETION_REFUSED = auto()  # why: wrong_password, wrong_code, last_admin; pause
     USERS_SEARCHED = auto()  # users
     PASSWORD_RESET = auto()  # with a link from an email; sessions
     EMAIL_VERIFIED = auto()
     EMAIL_CHANGE_REQUESTED = auto()  # USER_CHANGED follows when the user confirms it
     USER_INVITED = auto()  # the event does not name the email
+    TOTP_STARTED = auto()  # the user has got a secret for an authenticator
+    TOTP_ENABLED = auto()  # sessions
+    TOTP_DISABLED = auto()  # by the user
+    TOTP_RESET = auto()  # why: admin, operator, password_reset; sessions
+    # a change of the second factor; why: wrong_password, wrong_code, totp_not_found; pause
+    TOTP_REFUSED = auto()
+    CODE_GIVEN = auto()  # in a session, for a change; method: otp, rc
+    RECOVERY_CODE_USED = auto()
+    RECOVERY_CODES_REPLACED = auto()
     SESSION_REVOKED = auto()  # client: the service that ended it
     CLIENT_ADDED = auto()  # client
     CLIENT_SECRET_ROTATED = auto()  # client

@@ -1,31 +1,28 @@
-"""Authentication: log in, verify the current password, change it.
+"""Authentication: log in, in one step or in two, and change the password.
 
 Functions here write and may flush. The caller commits; a refusal commits its own event.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 from sqlalchemy import Row, bindparam, select, update
 
 from project import clock, errors
 from project.accounts import (
     audit,
+    confirmation,
+    links,
     mails,
     password_policy,
     rate_limits,
+    second_factor,
     sessions,
     verification,
 )
-from project.accounts.sessions import AccountChanged
-from project.extensions import db
+from project.accounts.confirmation import Confirmation
 from project.lib import database, hashing
 from project.models import users_table
-
-T = TypeVar("T")
-
-MAX_TRIES = 3  # of an act that verifies a password, while the account changes meanwhile
 
 _users = users_table.c
 _CREDENTIALS = select(
@@ -33,53 +30,39 @@ _CREDENTIALS = select(
     _users.password,
     _users.active,
     _users.email_verified,
+    _users.mfa_enabled,
     sessions.HAS_EXPIRED.label("has_expired_sessions"),
 ).where(_users.email == bindparam("email"))
-_PASSWORD = select(_users.password).where(_users.id == bindparam("user_id"), _users.active)
 
 
-def retry_if_changed(act: Callable[[], T]) -> T:
-    """Return what `act` returns; roll back and call it again when it raises AccountChanged.
-
-    An act verifies a password, which takes long, in no transaction. Then it begins one, in which
-    it raises AccountChanged when the stored hash is another by now. Raise Busy after MAX_TRIES.
-    """
-    for _ in range(MAX_TRIES):
-        try:
-            return act()
-        except AccountChanged:
-            db.session.rollback()
-    raise errors.Busy(retry_after=1)
-
-
-def log_in(email: str, password: str, origin: audit.Origin) -> sessions.TokenPair:
+def log_in(email: str, password: str, code: str | None, origin: audit.Origin) -> sessions.TokenPair:
     """Return the tokens of a new session of the active user with these credentials.
 
     Raise InvalidCredentials for an unknown email and for a wrong password, after the same work;
     AccountInactive when both are right and the user is deactivated, EmailUnverified when they have
-    to confirm their email first; TooManyAttempts. When the stored hash has a lower cost than the
-    configured one, it is replaced. Expired sessions of the user are deleted. The user is told of a
-    login at an address where they are not known.
+    to confirm their email first; MfaRequired when they have a second factor and `code` is None, and
+    WrongCode; TooManyAttempts. When the stored hash has a lower cost than the configured one, it is
+    replaced. Expired sessions of the user are deleted. The user is told of a login at an address
+    where they are not known.
     """
-    attempt = rate_limits.limits().login(email, origin.ip)
-    user_id, pair = retry_if_changed(lambda: _start_session(email, password, origin, attempt))
-    attempt.succeed()
-    if attempt.at_unknown_address:
-        mails.notify(mails.Kind.NEW_LOGIN, email, origin, user_id=user_id)
+    login = rate_limits.limits().login(email, origin.ip)
+    user_id, pair, attempt = confirmation.retry_if_changed(
+        lambda: _start_session(email, password, code, origin, login)
+    )
+    _succeed(user_id, email, attempt, origin)
     return pair
 
 
 def _start_session(
-    email: str, password: str, origin: audit.Origin, attempt: rate_limits.Attempt
-) -> tuple[int, sessions.TokenPair]:
-    """Verify the credentials once, and start a session; return the user id and the tokens.
+    email: str, password: str, code: str | None, origin: audit.Origin, login: rate_limits.Attempt
+) -> tuple[int, sessions.TokenPair, rate_limits.Attempt]:
+    """Verify the credentials once, and start a session.
 
-    Every refusal counts as a failed attempt, also that of a deactivated user with the right
-    password. Refuse before anything is written: a refusal commits the transaction.
+    Return the user id, the tokens, and the attempt that has succeeded. Every refusal counts as a
+    failed attempt, also that of a deactivated user with the right password. Refuse before anything
+    but a hash is written: a refusal commits the transaction.
     """
-    refuse = partial(
-        audit.refuse, kind=audit.Kind.LOGIN_REFUSED, origin=origin, pause=attempt.pause
-    )
+    refuse = partial(audit.refuse, kind=audit.Kind.LOGIN_REFUSED, origin=origin, pause=login.pause)
     user = database.fetch_one(_CREDENTIALS, email=email, now=clock.utcnow())
     matches = hashing.verify(user.password if user else None, password)
     if user is None:
@@ -90,65 +73,95 @@ def _start_session(
         refuse(errors.AccountInactive(), user_id=user.id, why="account_inactive")
     if verification.is_required() and not user.email_verified:
         refuse(errors.EmailUnverified(), user_id=user.id, why="email_unverified")
+    attempt = login
+    if user.mfa_enabled and code is not None:
+        # Not earlier: a client that does not know the password must not use up the attempts.
+        attempt = rate_limits.limits().code(email, origin.ip, login)
     hashed = user.password
     if hashing.needs_rehash(hashed):
         hashed = hashing.hash(password)
         _replace_password(user.id, user.password, hashed)
-    pair = sessions.start(user.id, email, hashed, origin, audit.Kind.LOGGED_IN)
+    method = None
+    if user.mfa_enabled:
+        if code is None:
+            token = links.mfa_token(user.id, email, hashed, user.email_verified)
+            refuse(errors.MfaRequired(mfa_token=token), user_id=user.id, why="mfa_required")
+        method = _use_code(user.id, email, code, attempt, origin)
+    pair = sessions.start(user.id, email, hashed, origin, audit.Kind.LOGGED_IN, method)
     if user.has_expired_sessions:
         sessions.delete_expired(user_id=user.id)
-    return user.id, pair
+    return user.id, pair, attempt
 
 
-def verify_password(
-    user_id: int, password: str, attempt: rate_limits.Attempt, refuse: Callable[..., NoReturn]
-) -> str:
-    """Return the stored hash of an active user, against which `password` has been verified.
+def log_in_with_code(mfa_token: str, code: str, origin: audit.Origin) -> sessions.TokenPair:
+    """Return the tokens of a new session, in the second step of a login.
 
-    No transaction is open meanwhile: the caller checks in one that the hash is still stored
-    (`retry_if_changed`). Raise TokenOfInactive when the user is deleted or deactivated; `refuse`
-    with WrongPassword.
+    Raise TokenExpired or TokenInvalid for the token of the first step, also when the account has
+    changed since; WrongCode; TooManyAttempts. The rest is as in `log_in`.
     """
-    stored = database.fetch_one(_PASSWORD, user_id=user_id)
-    if stored is None:
-        raise errors.TokenOfInactive
-    if not hashing.verify(stored.password, password):
-        refuse(errors.WrongPassword(), why="wrong_password", pause=attempt.pause)
-    return str(stored.password)
+    user = links.user_of_mfa_token(mfa_token)
+    limits = rate_limits.limits()
+    attempt = limits.code(user.email, origin.ip, limits.counted_login(user.email, origin.ip))
+    method = _use_code(user.id, user.email, code, attempt, origin)
+    kind = audit.Kind.LOGGED_IN
+    try:
+        pair = sessions.start(user.id, user.email, user.password, origin, kind, method)
+    except sessions.AccountChanged:
+        raise errors.TokenInvalid from None
+    sessions.delete_expired(user_id=user.id)
+    _succeed(user.id, user.email, attempt, origin)
+    return pair
+
+
+def _use_code(
+    user_id: int, email: str, code: str, attempt: rate_limits.Attempt, origin: audit.Origin
+) -> second_factor.Method:
+    """Lock a user whose password was right, use up their code, and return what kind it is."""
+    sessions.lock_user(user_id)
+    refuse = partial(audit.refuse, kind=audit.Kind.LOGIN_REFUSED, origin=origin, user_id=user_id)
+    return confirmation.use_code(user_id, email, code, attempt, origin, refuse)
+
+
+def _succeed(user_id: int, email: str, attempt: rate_limits.Attempt, origin: audit.Origin) -> None:
+    attempt.succeed()
+    if attempt.at_unknown_address:
+        mails.notify(mails.Kind.NEW_LOGIN, email, origin, user_id=user_id)
 
 
 def change_password(
-    user: Row[Any], origin: audit.Origin, *, current: str, new: str, keep_sessions: bool
+    user: Row[Any],
+    origin: audit.Origin,
+    *,
+    current: str,
+    new: str,
+    code: str | None,
+    keep_sessions: bool,
 ) -> None:
     """Give a user, as `sessions.identify` returned them, a new password.
 
     All other sessions of the user are ended unless `keep_sessions`. Raise InvalidPayload when
-    `new` is weak; WrongPassword when `current` is wrong, which counts as a failed login;
-    TooManyAttempts; TokenOfInactive or SessionEnded when the user was deactivated or this session
-    was ended while the passwords were hashed.
+    `new` is weak; and as `Confirmation`, also when the user was deactivated or this session was
+    ended while the passwords were hashed.
     """
     password_policy.check_new(new, user.username, user.email, field="new_password")
-    attempt = rate_limits.limits().login(user.email, origin.ip, own=True)
-    about = {"origin": origin, "user_id": user.id, "session_id": user.session_id}
-    refuse = partial(audit.refuse, kind=audit.Kind.PASSWORD_CHANGE_REFUSED, **about)
+    refused = audit.Kind.PASSWORD_CHANGE_REFUSED
+    confirmed = Confirmation(user, origin, refused, password=current, code=code)
     new_hash = cache(lambda: hashing.hash(new))
 
     def replace() -> int:
-        stored, hashed = verify_password(user.id, current, attempt, refuse), new_hash()
-        sessions.lock_user(user.id)
-        sessions.lock(user.id, user.session_id)
+        stored, hashed = confirmed.verify(), new_hash()
+        confirmed.lock(stored)
         ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
-        if not _replace_password(user.id, stored, hashed):
-            raise AccountChanged
+        _replace_password(user.id, stored, hashed)
         return ended
 
-    ended = retry_if_changed(replace)
-    attempt.succeed()
-    audit.record(audit.Kind.PASSWORD_CHANGED, **about, sessions=ended)
+    ended = confirmation.retry_if_changed(replace)
+    confirmed.succeed()
+    audit.record(audit.Kind.PASSWORD_CHANGED, **confirmed.about, sessions=ended)
     mails.notify(mails.Kind.PASSWORD_CHANGED, user.email, origin, user_id=user.id)
 
 
-def _replace_password(user_id: int, old: str, new: str) -> bool:
-    """Store another hash for an active user; return whether the stored one was still `old`."""
+def _replace_password(user_id: int, old: str | None, new: str) -> None:
+    """Store another hash for an active user, if the stored one is still `old`."""
     unchanged = _users.id == user_id, _users.password == old, _users.active
-    return bool(database.write(update(users_table).where(*unchanged).values(password=new)))
+    database.write(update(users_table).where(*unchanged).values(password=new))

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, Wit
 from pydantic_core import PydanticCustomError
 
 from project.errors import InvalidPayload
-from project.lib import hashing
+from project.lib import codes, hashing
 from project.models import MAX_STORED_USERNAME
 
 MAX_NAME_LENGTH = 128  # characters, of a username and of an email
@@ -74,6 +74,13 @@ def _new_password(text: str) -> str:
     return text
 
 
+def _code(text: str) -> str:
+    try:
+        return codes.parse(text)
+    except ValueError:
+        raise refuse(f"must be {codes.TOTP_DIGITS} digits, or a recovery code") from None
+
+
 def _roles(roles: list[str]) -> list[str]:
     if len(roles) > MAX_ROLES:
         raise refuse(f"must have at most {MAX_ROLES} words")
@@ -97,6 +104,7 @@ Email = Annotated[
 Password = Annotated[
     str, AfterValidator(_password), WithJsonSchema({"type": "string", "minLength": 1})
 ]
+Code = Annotated[str, AfterValidator(_code), WithJsonSchema({"type": "string"})]
 Roles = Annotated[
     list[str],
     AfterValidator(_roles),

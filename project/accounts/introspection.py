@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row
 
 from project import clock, ids
-from project.accounts import audit, clients, directory, sessions
+from project.accounts import audit, clients, directory, second_factor, sessions
 from project.errors import (
     InvalidScope,
     ServiceError,
@@ -36,14 +36,15 @@ def introspect(text: str, client: Row[Any]) -> dict[str, Any]:
     """Return what RFC 7662, 2.2 says of a token: its claims, or only that it is not active.
 
     A token is active if this service would accept it now, from a user or from a client of the same
-    audience as `client`. `scope` are the roles that the user has now.
+    audience as `client`. `scope` are the roles that the user has now, and `amr` says how they have
+    proved who they are in the session up to now.
     """
     try:
         token = _parse(text, client)
         state = _state(token)
     except ServiceError:
         return {"active": False}
-    # The roles in the token may be outdated.
+    # The roles in the token may be outdated, and so may `amr`, which `state` has too.
     claims = {name: value for name, value in token.claims.items() if name != "scope"}
     return {"active": True, **claims, **state}
 
@@ -99,8 +100,10 @@ def _state(token: _Token) -> dict[str, Any]:
     if token.claims["aud"] != keys.audience():  # from before a change of TOKEN_AUDIENCE
         raise TokenInvalid
     session = sessions.find_live(ids.parse(token.claims["sub"]), token.claims["sid"])
+    if second_factor.must_enrol(session):
+        raise TokenInvalid
     roles = " ".join(directory.roles_of(session))
-    found = {"username": session.username, **_scope(roles)}
+    found = {"username": session.username, "amr": session.amr, **_scope(roles)}
     if token.generation is None:
         return found | _BEARER
     if session.generation != token.generation and not sessions.is_repeated(

@@ -1,7 +1,7 @@
 """Links in emails: make one for the present state of an account, and find the account of one.
 
 A link is made when its email is sent, and is stored nowhere. `tokens/links.py` says how a link is
-bound to the state of the account.
+bound to the state of the account; the token for the second step of a login is, too.
 """
 
 import hmac
@@ -17,8 +17,15 @@ from project.tokens import keys, links
 from project.tokens.links import LinkClaims, Purpose
 
 _users = users_table.c
+MFA_SECONDS = 300  # for the second step of a login
+
 _USER = select(
-    _users.id, _users.username, _users.email, _users.password, _users.email_verified
+    _users.id,
+    _users.username,
+    _users.email,
+    _users.password,
+    _users.email_verified,
+    _users.mfa_enabled,
 ).where(_users.active)
 _USER_BY_ID = _USER.where(_users.id == bindparam("user_id"))
 _USER_BY_EMAIL = _USER.where(_users.email == bindparam("email"))
@@ -52,7 +59,7 @@ def invitation(invitation_id: int) -> Row[Any] | None:
 
 def for_user(purpose: Purpose, user: Row[Any], seconds: int, new_email: str | None = None) -> Link:
     """Return a link that is valid for `seconds`, and until the account changes."""
-    return _link(purpose, user.id, _state(user, new_email), seconds, new_email)
+    return _link(purpose, user.id, _state_of(user, new_email), seconds, new_email)
 
 
 def for_invitation(invitation: Row[Any]) -> Link:
@@ -68,14 +75,38 @@ def _link(
 
     The token is in the fragment: browsers send no fragment to a server, nor in a Referer.
     """
+    token = _token(purpose, subject, state, seconds, email)
+    base = current_app.config["LINK_BASE_URL"]
+    return Link(f"{base}/#/{purpose}?token={token}", round(seconds / 60))
+
+
+def _token(
+    purpose: Purpose, subject: int, state: tuple[str, ...], seconds: int, email: str | None = None
+) -> str:
     now = int(clock.utcnow().timestamp())
     key = keys.signing_key()
     claims = LinkClaims(
         subject, links.seal(purpose, state, key=key), email, now, now + max(seconds, 0)
     )
-    token = links.encode(purpose, claims, key=key)
-    base = current_app.config["LINK_BASE_URL"]
-    return Link(f"{base}/#/{purpose}?token={token}", round(seconds / 60))
+    return links.encode(purpose, claims, key=key)
+
+
+def mfa_token(user_id: int, email: str, password_hash: str, email_verified: bool) -> str:
+    """Return the token for the second step of a login, after the password was right.
+
+    It is valid for MFA_SECONDS, and until the account changes.
+    """
+    state = _state(user_id, email, password_hash, email_verified)
+    return _token(Purpose.MFA, user_id, state, MFA_SECONDS)
+
+
+def user_of_mfa_token(token: str) -> Row[Any]:
+    """Return the active user of a token of `mfa_token`; raise TokenExpired or TokenInvalid."""
+    claims = _decode(Purpose.MFA, token)
+    user = user_by_id(claims.subject)
+    if user is None or not _is_sealed(Purpose.MFA, claims.state, _state_of(user)):
+        raise errors.TokenInvalid
+    return user
 
 
 def user_of(purpose: Purpose, token: str) -> tuple[Row[Any], str | None]:
@@ -84,18 +115,18 @@ def user_of(purpose: Purpose, token: str) -> tuple[Row[Any], str | None]:
     user = user_by_id(claims.subject)
     if user is None:
         raise errors.LinkInvalid
-    _check_state(purpose, claims, _state(user, claims.email))
+    _check_state(purpose, claims, _state_of(user, claims.email))
     return user, claims.email
 
 
 def state_of_change(user: Row[Any], new_email: str) -> str:
     """Return what a link to change the email of `user` is bound to, to compare it later."""
-    return links.seal(Purpose.EMAIL, _state(user, new_email), key=keys.signing_key())
+    return links.seal(Purpose.EMAIL, _state_of(user, new_email), key=keys.signing_key())
 
 
 def is_state_of_change(state: str, user: Row[Any], new_email: str) -> bool:
     """Return whether `state` is that of `user` now."""
-    return _is_sealed(Purpose.EMAIL, state, _state(user, new_email))
+    return _is_sealed(Purpose.EMAIL, state, _state_of(user, new_email))
 
 
 def invitation_of(token: str) -> Row[Any]:
@@ -119,9 +150,13 @@ def unchanged(user: Row[Any]) -> tuple[ColumnElement[bool], ...]:
 
 def _claims(purpose: Purpose, token: str) -> LinkClaims:
     try:
-        return links.decode(purpose, token, keys=keys.verification_keys(), now=clock.utcnow())
+        return _decode(purpose, token)
     except (errors.TokenExpired, errors.TokenInvalid):
         raise errors.LinkInvalid from None
+
+
+def _decode(purpose: Purpose, token: str) -> LinkClaims:
+    return links.decode(purpose, token, keys=keys.verification_keys(), now=clock.utcnow())
 
 
 def _check_state(purpose: Purpose, claims: LinkClaims, state: tuple[str, ...]) -> None:
@@ -135,9 +170,14 @@ def _is_sealed(purpose: Purpose, given: str, state: tuple[str, ...]) -> bool:
     return any(hmac.compare_digest(seal, given) for seal in seals)
 
 
-def _state(user: Row[Any], new_email: str | None) -> tuple[str, ...]:
-    verified = str(user.email_verified)
-    return str(user.id), user.email, user.password, verified, new_email or ""
+def _state_of(user: Row[Any], new_email: str | None = None) -> tuple[str, ...]:
+    return _state(user.id, user.email, user.password, user.email_verified, new_email)
+
+
+def _state(
+    user_id: int, email: str, password_hash: str, email_verified: bool, new_email: str | None = None
+) -> tuple[str, ...]:
+    return str(user_id), email, password_hash, str(email_verified), new_email or ""
 
 
 def _invitation_state(invitation: Row[Any]) -> tuple[str, ...]:

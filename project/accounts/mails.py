@@ -15,12 +15,10 @@ from sqlalchemy import Row
 
 from project.accounts import audit, links, rate_limits
 from project.accounts.links import Link
-from project.errors import MailNotConfigured
+from project.errors import OPERATOR_RETRY_AFTER, MailNotConfigured
 from project.mail import outbox, rendering
 from project.mail.sender import Outgoing
 from project.tokens.links import Purpose
-
-RETRY_AFTER = 3_600  # seconds; the operator has to change the settings
 
 
 class Kind(StrEnum):
@@ -38,6 +36,11 @@ class Kind(StrEnum):
     REFRESH_REUSED = auto()
     ACCOUNT_DEACTIVATED = auto()
     ACCOUNT_DELETED = auto()
+    TOTP_ENABLED = auto()
+    TOTP_DISABLED = auto()
+    RECOVERY_CODES_REPLACED = auto()
+    RECOVERY_CODE_USED = auto()
+    WRONG_CODES = auto()  # after the right password
 
 
 WITH_LINK = {Kind.RESET, Kind.ALREADY_REGISTERED, Kind.VERIFY, Kind.EMAIL, Kind.INVITATION}
@@ -46,7 +49,7 @@ WITH_LINK = {Kind.RESET, Kind.ALREADY_REGISTERED, Kind.VERIFY, Kind.EMAIL, Kind.
 def check_configured() -> None:
     """Raise MailNotConfigured if the service cannot send email."""
     if not outbox.is_configured():
-        raise MailNotConfigured(retry_after=RETRY_AFTER)
+        raise MailNotConfigured(retry_after=OPERATOR_RETRY_AFTER)
 
 
 def count_request(kind: Kind, address: str, origin: audit.Origin) -> None:

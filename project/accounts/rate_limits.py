@@ -1,4 +1,4 @@
-"""Rate limits: failed logins per account and per address, registrations per address.
+"""Rate limits: failed logins per account and per address, wrong codes, registrations per address.
 
 An attempt is counted before it is made, and the count is given back when the attempt succeeds. Of
 any number of concurrent guesses no more than the limit are therefore checked. The counts are rows:
@@ -26,6 +26,7 @@ from project.models import known_addresses_table, throttles_table
 HOUR = 3_600  # seconds
 MAILS_PER_EMAIL, MAILS_PER_NETWORK = 3, 20  # an hour, requested by clients
 NOTICES_PER_EMAIL = 5  # an hour, of one kind
+CODES_PER_ACCOUNT = 5  # a day, wrong ones
 # `paused_until` of a count that is not paused. Not "now", which another server may put later.
 _NOT_PAUSED = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -96,6 +97,14 @@ class NoLimits:
         """
         return Attempt()
 
+    def counted_login(self, email: str, ip: str | None) -> Attempt:
+        """Return the attempt that an earlier request of the same login has counted."""
+        return Attempt()
+
+    def code(self, email: str, ip: str | None, login: Attempt) -> Attempt:
+        """Count a code of an account. If it is right, the attempt `login` has succeeded too."""
+        return login
+
     def refresh(self, ip: str | None) -> Attempt:
         """Count a refresh token that a client sends."""
         return Attempt()
@@ -129,6 +138,7 @@ class Limits(NoLimits):
         *,
         account: Policy,
         address: Policy,
+        codes: Policy,
         registrations: Policy,
         mails: Policy,
         mails_of_network: Policy,
@@ -137,6 +147,7 @@ class Limits(NoLimits):
     ) -> None:
         self._account = account
         self._address = address
+        self._codes = codes
         self._registrations = registrations
         self._mails = mails
         self._mails_of_network = mails_of_network
@@ -149,36 +160,49 @@ class Limits(NoLimits):
         At an address where the user is known, account and address have one count of their own
         instead. An attacker at another address can therefore not lock the user out.
         """
+        attempt = self.counted_login(email, ip)
+        # Never the address: its count tells whether an account is known there.
+        shown = {attempt.counts[-1][0]} if own else set()
+        attempt.pause = _count(attempt.counts, clock.utcnow(), shown)
+        return attempt
+
+    def counted_login(self, email: str, ip: str | None) -> "_Login":
+        """Return the attempt whose counts `login` has raised."""
         account, network = _account(email), addresses.network(ip)
-        now = clock.utcnow()
-        known = select(_known.account).where(
-            _known.account == account,
-            _known.network == network,
-            _known.last_login_at > now - self._known_for,
-        )
-        is_known = database.fetch_one(known) is not None
+        is_known = self._is_known(account, network)
         if is_known:
             counts = [(f"login:{account}@{network}", self._account)]
         else:
             counts = [(f"login:{network}", self._address), (f"login:{account}", self._account)]
-        # Never the address: its count tells whether an account is known there.
-        shown = {counts[-1][0]} if own else set()
-        attempt = _Login(counts, _count(counts, now, shown), account, network)
+        attempt = _Login(counts, account, network)
         attempt.at_unknown_address = not is_known and bool(self._known_for)
+        return attempt
+
+    def _is_known(self, account: str, network: str) -> bool:
+        known = select(_known.account).where(
+            _known.account == account,
+            _known.network == network,
+            _known.last_login_at > clock.utcnow() - self._known_for,
+        )
+        return database.fetch_one(known) is not None
+
+    def code(self, email: str, ip: str | None, login: Attempt) -> Attempt:
+        """Count by account, apart from logins; at an address where the user is known, by both."""
+        account, network = _account(email), addresses.network(ip)
+        at_known = f"@{network}" if self._is_known(account, network) else ""
+        counts = [(f"code:{account}{at_known}", self._codes)]
+        attempt = _Code(counts, login)
+        attempt.pause = _count(counts, clock.utcnow(), set())
         return attempt
 
     def refresh(self, ip: str | None) -> Attempt:
         """Count by address, together with the logins from there."""
-        counts = [(f"login:{addresses.network(ip)}", self._address)]
-        return _Counted(counts, _count(counts, clock.utcnow(), set()))
+        return _counted([(f"login:{addresses.network(ip)}", self._address)])
 
     def client(self, name: str, ip: str | None) -> Attempt:
         """Count by address and by client, apart from logins."""
-        counts = [
-            (f"client:{addresses.network(ip)}", self._address),
-            (f"client:{_account(name)}", self._account),
-        ]
-        return _Counted(counts, _count(counts, clock.utcnow(), set()))
+        by_address = f"client:{addresses.network(ip)}", self._address
+        return _counted([by_address, (f"client:{_account(name)}", self._account)])
 
     def registration(self, ip: str | None) -> None:
         """Count by address."""
@@ -287,13 +311,12 @@ def _remember(account: str, network: str) -> None:
 
 
 class _Counted(Attempt):
-    def __init__(self, counts: Sequence[tuple[str, Policy]], pause: int) -> None:
-        self._counts = counts
-        self.pause = pause
+    def __init__(self, counts: Sequence[tuple[str, Policy]]) -> None:
+        self.counts = counts
 
     def succeed(self) -> None:
         """Take one off each count, and end the pause that the attempt may have begun."""
-        for key, _ in self._counts:
+        for key, _ in self.counts:
             database.write(
                 update(throttles_table)
                 .where(_throttles.key == key, _throttles.attempts > 0)
@@ -301,22 +324,40 @@ class _Counted(Attempt):
             )
 
 
+def _counted(counts: Sequence[tuple[str, Policy]]) -> _Counted:
+    """Return an attempt that has been added to these counts; raise TooManyAttempts."""
+    attempt = _Counted(counts)
+    attempt.pause = _count(counts, clock.utcnow(), set())
+    return attempt
+
+
 class _Login(_Counted):
-    def __init__(
-        self, counts: Sequence[tuple[str, Policy]], pause: int, account: str, network: str
-    ) -> None:
-        super().__init__(counts, pause)
+    def __init__(self, counts: Sequence[tuple[str, Policy]], account: str, network: str) -> None:
+        super().__init__(counts)
         self._account = account
         self._network = network
 
     def succeed(self) -> None:
         """Delete the count of the account, take one off the address, and store it as known."""
-        *by_address, (account_key, _) = self._counts
-        _Counted(by_address, self.pause).succeed()
+        *by_address, (account_key, _) = self.counts
+        _Counted(by_address).succeed()
         if quota := quotas().get(account_key):
             quota.attempts = 0
         database.write(delete(throttles_table).where(_throttles.key == account_key))
         _remember(self._account, self._network)
+
+
+class _Code(_Counted):
+    def __init__(self, counts: Sequence[tuple[str, Policy]], login: Attempt) -> None:
+        super().__init__(counts)
+        self._login = login
+        self.at_unknown_address = login.at_unknown_address
+
+    def succeed(self) -> None:
+        """Delete the count of codes, and do the same as a login without a second factor."""
+        self._login.succeed()
+        keys = [key for key, _ in self.counts]
+        database.write(delete(throttles_table).where(_throttles.key.in_(keys)))
 
 
 _limits = AppState[NoLimits]("rate_limits")
@@ -331,6 +372,7 @@ def init_app(app: Flask) -> None:
     limits = Limits(
         account=Policy("account", config["LOGIN_FAILURES_PER_ACCOUNT"], DAY, pauses),
         address=Policy("address", config["LOGIN_FAILURES_PER_ADDRESS"], HOUR, [longest]),
+        codes=Policy("codes", CODES_PER_ACCOUNT, DAY, pauses),
         registrations=Policy("registrations", config["REGISTRATIONS_PER_ADDRESS"], HOUR, [HOUR]),
         mails=Policy("mails", MAILS_PER_EMAIL, HOUR, [HOUR]),
         mails_of_network=Policy("mails", MAILS_PER_NETWORK, HOUR, [HOUR]),
@@ -360,16 +402,26 @@ def rename(old: str, new: str) -> None:
 
 def lift_pause(email: str) -> None:
     """Delete the counts of failed logins of an account, and so end its pause."""
+    _delete_counts("login", email)
+
+
+def lift_pause_of_codes(email: str) -> None:
+    """Delete the counts of wrong codes of an account, and so end its pause."""
+    _delete_counts("code", email)
+
+
+def _delete_counts(act: str, email: str) -> None:
     account = _account(email)
     here = _known.account == account
-    at_addresses = select(literal(f"login:{account}@") + _known.network).where(here)
-    database.write(delete(throttles_table).where(_throttles.key == f"login:{account}"))
+    at_addresses = select(literal(f"{act}:{account}@") + _known.network).where(here)
+    database.write(delete(throttles_table).where(_throttles.key == f"{act}:{account}"))
     database.write(delete(throttles_table).where(_throttles.key.in_(at_addresses)))
 
 
 def forget(email: str) -> None:
     """Delete the counts and the known addresses of an account."""
     lift_pause(email)
+    lift_pause_of_codes(email)
     database.write(delete(known_addresses_table).where(_known.account == _account(email)))
 
 

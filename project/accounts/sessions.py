@@ -25,7 +25,15 @@ from sqlalchemy import (
 )
 
 from project import clock, errors, ids
-from project.accounts import audit, directory, ended_sessions, mails, rate_limits
+from project.accounts import (
+    audit,
+    directory,
+    ended_sessions,
+    mails,
+    rate_limits,
+    second_factor,
+)
+from project.accounts.second_factor import Method
 from project.extensions import db
 from project.lib import database
 from project.models import sessions_table, users_table
@@ -67,12 +75,23 @@ _CALLER = _with_user(
     _users.admin,
     _users.roles,
     _users.email_verified,
+    _users.mfa_enabled,
     _users.created_at,
+    _sessions.amr,
+    _sessions.code_given_at,
 )
 _SESSION = _with_user(
-    _users.active, _users.email, _users.username, _users.admin, _users.roles, *_sessions
+    _users.active,
+    _users.email,
+    _users.username,
+    _users.admin,
+    _users.roles,
+    _users.mfa_enabled,
+    *_sessions,
 )
-_ROLES = select(_users.admin, _users.roles).where(_users.id == bindparam("user_id"))
+_OWNER = select(_users.admin, _users.roles, _users.mfa_enabled).where(
+    _users.id == bindparam("user_id")
+)
 _TOKEN_END = bindparam("token_end", type_=_sessions.token_expires_at.type)
 _NEW_SESSION = {
     _sessions.id: bindparam("id", type_=_sessions.id.type),
@@ -84,8 +103,11 @@ _NEW_SESSION = {
     _sessions.user_agent: bindparam("user_agent", type_=_sessions.user_agent.type),
     _sessions.expires_at: bindparam("expires_at", type_=_sessions.expires_at.type),
     _sessions.token_expires_at: _TOKEN_END,
+    _sessions.amr: bindparam("amr", type_=_sessions.amr.type),
+    _sessions.code_given_at: bindparam("code_given_at", type_=_sessions.code_given_at.type),
 }
-# FOR SHARE: no other transaction deactivates the user or changes the password before the commit.
+# FOR SHARE: no other transaction deactivates the user, changes the password or turns a second
+# factor on before the commit.
 _START = (
     insert(sessions_table)
     .from_select(
@@ -96,6 +118,7 @@ _START = (
             _users.email == bindparam("email"),
             _users.active,
             _users.password == bindparam("password_hash"),
+            _users.mfa_enabled == bindparam("mfa_enabled"),
         )
         .with_for_update(read=True),
     )
@@ -118,7 +141,7 @@ _ROTATE = (
     )
     .returning(*_sessions)
 )
-_NOT_LISTED = {"user_id", "generation", "token_expires_at"}
+_NOT_LISTED = {"user_id", "generation", "token_expires_at", "code_given_at"}
 _LISTED = (
     select(*(column for column in _sessions if column.name not in _NOT_LISTED))
     .where(_sessions.user_id == bindparam("user_id"), _IS_LIVE)
@@ -141,14 +164,21 @@ class AccountChanged(Exception):
 
 
 def start(
-    user_id: int, email: str, password_hash: str, origin: audit.Origin, kind: audit.Kind
+    user_id: int,
+    email: str,
+    password_hash: str,
+    origin: audit.Origin,
+    kind: audit.Kind,
+    method: Method | None = None,
 ) -> TokenPair:
     """Return the tokens of a new session of a user whose password has just been verified.
 
-    `kind` is the event to record. Raise AccountChanged when the user has been deleted or
-    deactivated in the meantime, or has another email or hash.
+    `kind` is the event to record, and `method` the kind of the code, if the user has sent one.
+    Raise AccountChanged when the user has been deleted or deactivated in the meantime, or has
+    another email or hash, or has turned a second factor on, or off after they sent a code.
     """
     now = clock.utcnow()
+    amr = [Method.PASSWORD, method] if method else [Method.PASSWORD]
     started = db.session.execute(
         _START,
         {
@@ -159,12 +189,16 @@ def start(
             "now": now,
             "ip": origin.ip,
             "user_agent": origin.user_agent,
+            "amr": amr,
+            "mfa_enabled": method is not None,
+            "code_given_at": now if method else None,
             **_expiries(now, now),
         },
     ).one_or_none()
     if started is None:
         raise AccountChanged
-    audit.record(kind, origin, user_id=user_id, session_id=started.id)
+    details = {"amr": " ".join(amr)} if method else {}
+    audit.record(kind, origin, user_id=user_id, session_id=started.id, **details)
     return _token_pair(started, now)
 
 
@@ -198,27 +232,31 @@ def _token_pair(session: Row[Any], now: datetime) -> TokenPair:
         issued_at,
         min(issued_at + current_app.config["REFRESH_EXPIRATION_SECONDS"], end),
     )
-    roles = _roles(session.user_id) if keys.issuer() else []
+    roles = _roles(session.user_id) if keys.issuer() else None
     return TokenPair(
-        auth_tokens.encode(access, session.generation, logged_in_at, roles),
+        auth_tokens.encode(access, session.generation, logged_in_at, session.amr, roles),
         codec.encode_refresh(refresh, key=keys.signing_key()),
         max(0, access.expires_at - int(now.timestamp())),
         max(0, refresh.expires_at - int(now.timestamp())),
     )
 
 
-def _roles(user_id: int) -> list[str]:
-    """Return the roles of a user, for a token; raise TokenOfInactive if the user was deleted."""
-    user = db.session.execute(_ROLES, {"user_id": user_id}).one_or_none()
+def _roles(user_id: int) -> list[str] | None:
+    """Return the roles of a user, for a token; None if other services may not accept one.
+
+    Raise TokenOfInactive if the user was deleted.
+    """
+    user = db.session.execute(_OWNER, {"user_id": user_id}).one_or_none()
     if user is None:
         raise errors.TokenOfInactive
-    return directory.roles_of(user)
+    return None if second_factor.must_enrol(user) else directory.roles_of(user)
 
 
 def identify(auth_token: str) -> Row[Any]:
     """Return the active user to whose live session the token belongs, in one query.
 
-    The row has the columns of a user except for the password, and `session_id`. Raise
+    The row has the columns of a user except for the password, and `session_id`, `amr` and
+    `code_given_at` of the session. Raise
     TokenInvalid or TokenExpired for the token; TokenOfInactive when the user is deactivated or
     deleted; SessionEnded.
     """
@@ -366,6 +404,19 @@ def _is_live(user_id: int, session_id: str) -> ColumnElement[bool]:
         _sessions.user_id == user_id,
         _sessions.expires_at > clock.utcnow(),
     )
+
+
+def step_up(caller: Row[Any], method: Method, origin: audit.Origin) -> None:
+    """Store that a session has given a code of this kind; its tokens say so from a refresh on.
+
+    `caller` is as `identify` returned them, and their session is locked.
+    """
+    amr = caller.amr if method in caller.amr else [*caller.amr, method]
+    this_one = _sessions.id == caller.session_id
+    given = update(sessions_table).where(this_one)
+    database.write(given.values(amr=amr, code_given_at=clock.utcnow()))
+    about = {"user_id": caller.id, "session_id": caller.session_id}
+    audit.record(audit.Kind.CODE_GIVEN, origin, **about, method=method.value)
 
 
 def live(user_id: int) -> Sequence[Row[Any]]:

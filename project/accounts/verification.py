@@ -44,13 +44,14 @@ def request(email: str, origin: audit.Origin) -> None:
 def verify(token: str, origin: audit.Origin) -> None:
     """Mark the email of the user of a link as verified; raise LinkInvalid.
 
-    The user is known at this address from now on, as after a login.
+    Without a second factor, the user is known at this address from now on, as after a login.
     """
     user, _ = links.user_of(Purpose.VERIFY, token)
     verified = update(users_table).where(*links.unchanged(user)).values(email_verified=True)
     if not database.write(verified):
         raise errors.LinkInvalid
-    rate_limits.limits().remember(user.email, origin.ip)
+    if not user.mfa_enabled:  # as in `recovery.reset_password`
+        rate_limits.limits().remember(user.email, origin.ip)
     audit.record(audit.Kind.EMAIL_VERIFIED, origin, user_id=user.id)
 
 

@@ -7,9 +7,11 @@ from project import errors
 from project.accounts import (
     administration,
     authentication,
+    enrolment,
     invitations,
     recovery,
     registration,
+    second_factor,
     sessions,
     verification,
 )
@@ -21,6 +23,14 @@ from project.extensions import db
 
 # Says nothing about whether there is such an account.
 _ON_ITS_WAY = "If there is an account with this address, an email is on its way."
+
+_CONFIRMATION_ERRORS = (
+    errors.WrongPassword,
+    errors.StepUpRequired,
+    errors.WrongCode,
+    errors.TooManyAttempts,
+    errors.MfaNotConfigured,
+)
 
 auth_blueprint = Blueprint(
     "auth", "Register, log in, and manage your own account and sessions.", url_prefix="/auth"
@@ -61,14 +71,40 @@ def register_user(body: NewUser) -> Response:
     errors.InvalidCredentials,
     errors.AccountInactive,
     errors.EmailUnverified,
+    errors.MfaRequired,
+    errors.WrongCode,
     errors.TooManyAttempts,
+    errors.MfaNotConfigured,
 )
 def login_user(body: schemas.Credentials) -> Response:
     """Exchange an email and a password for the token pair of a new session.
 
-    The answers to an unknown email and to a wrong password are the same.
+    The answers to an unknown email and to a wrong password are the same. A user with a second
+    factor sends `code` too, or sends it with the `mfa_token` of the 401 to `/auth/login/mfa`.
     """
-    pair = authentication.log_in(body.email, body.password, requests.origin())
+    pair = authentication.log_in(body.email, body.password, body.code or None, requests.origin())
+    db.session.commit()
+    return success(message="Successfully logged in.", **pair._asdict())
+
+
+@auth_blueprint.post("/login/mfa")
+@guards.required(requests.reserve_body_slot)
+@responses.returns(
+    200,
+    schemas.Tokens,
+    errors.TokenInvalid,
+    errors.TokenExpired,
+    errors.WrongCode,
+    errors.TooManyAttempts,
+    errors.MfaNotConfigured,
+)
+def login_with_code(body: schemas.SecondStep) -> Response:
+    """Exchange an `mfa_token` and a code for the token pair of a new session.
+
+    The `mfa_token` is valid for five minutes, and until the password or the email changes. The code
+    is one from the authenticator or a recovery code; each works once.
+    """
+    pair = authentication.log_in_with_code(body.mfa_token, body.code, requests.origin())
     db.session.commit()
     return success(message="Successfully logged in.", **pair._asdict())
 
@@ -123,7 +159,7 @@ def get_user_status() -> Response:
 
 @auth_blueprint.post("/password")
 @guards.required(requests.reserve_hash_slot, guards.authenticate)
-@responses.returns(200, schemas.Done, errors.WrongPassword, errors.TooManyAttempts)
+@responses.returns(200, schemas.Done, *_CONFIRMATION_ERRORS)
 def change_password(body: schemas.PasswordChange) -> Response:
     """Change the caller's password, and end their other sessions unless `keep_sessions` is true.
 
@@ -134,6 +170,7 @@ def change_password(body: schemas.PasswordChange) -> Response:
         requests.origin(),
         current=body.current_password,
         new=body.new_password,
+        code=body.code or None,
         keep_sessions=body.keep_sessions,
     )
     db.session.commit()
@@ -196,9 +233,7 @@ def verify_email(body: schemas.LinkToken) -> Response:
 
 @auth_blueprint.post("/email")
 @guards.required(requests.reserve_hash_slot, guards.authenticate)
-@responses.returns(
-    202, schemas.Done, errors.WrongPassword, errors.TooManyAttempts, errors.MailNotConfigured
-)
+@responses.returns(202, schemas.Done, *_CONFIRMATION_ERRORS, errors.MailNotConfigured)
 def change_email(body: schemas.EmailChange) -> Response:
     """Send a link to the new email of the caller, with which they confirm the change.
 
@@ -212,6 +247,7 @@ def change_email(body: schemas.EmailChange) -> Response:
         g.user,
         requests.origin(),
         password=body.current_password,
+        code=body.code or None,
         confirm_email=True,
     )
     db.session.commit()
@@ -248,17 +284,21 @@ def accept_invitation(body: schemas.AcceptedInvitation) -> Response:
 
 @auth_blueprint.delete("/account")
 @guards.required(requests.reserve_hash_slot, guards.authenticate)
-@responses.returns(
-    200, schemas.Done, errors.WrongPassword, errors.LastAdmin, errors.TooManyAttempts
-)
-def delete_account(body: schemas.AccountDeletion) -> Response:
+@responses.returns(200, schemas.Done, *_CONFIRMATION_ERRORS, errors.LastAdmin)
+def delete_account(body: schemas.Confirmation) -> Response:
     """Delete the caller's account: the user, their sessions, and all data that identifies them.
 
     The events of the account stay in the audit log, without the user. The password is sent in the
     JSON body, so proxies must forward the body of a DELETE request. The last active admin cannot
     be deleted.
     """
-    administration.delete(g.user.id, g.user, requests.origin(), password=body.current_password)
+    administration.delete(
+        g.user.id,
+        g.user,
+        requests.origin(),
+        password=body.current_password,
+        code=body.code or None,
+    )
     db.session.commit()
     return success(message="Account deleted.")
 
@@ -291,3 +331,80 @@ def end_session(path: schemas.SessionPath) -> Response:
     sessions.end(g.user.id, path.session_id, requests.origin())
     db.session.commit()
     return success(message="Session ended.")
+
+
+@auth_blueprint.get("/totp")
+@guards.required(guards.authenticate_to_enrol)
+@responses.returns(200, schemas.Totp)
+def get_totp() -> Response:
+    """Retrieve whether the caller has an authenticator, and how many recovery codes are left."""
+    left = second_factor.recovery_codes_left(g.user.id)
+    return success(data={"enabled": g.user.mfa_enabled, "recovery_codes_left": left})
+
+
+@auth_blueprint.post("/totp")
+@guards.required(requests.reserve_hash_slot, guards.authenticate_to_enrol)
+@responses.returns(
+    200,
+    schemas.NewTotp,
+    errors.WrongPassword,
+    errors.TotpExists,
+    errors.TooManyAttempts,
+    errors.MfaNotConfigured,
+)
+def begin_totp(body: schemas.CurrentPassword) -> Response:
+    """Get a secret for an authenticator.
+
+    A code from the authenticator turns it on (`/auth/totp/confirm`); until then, logins need none.
+    Another request replaces the secret.
+    """
+    secret = enrolment.begin(g.user, requests.origin(), password=body.current_password)
+    db.session.commit()
+    return success(data=secret._asdict())
+
+
+@auth_blueprint.post("/totp/confirm")
+@guards.required(requests.reserve_body_slot, guards.authenticate_to_enrol)
+@responses.returns(
+    200,
+    schemas.RecoveryCodes,
+    errors.WrongCode,
+    errors.TotpExists,
+    errors.TotpNotFound,
+    errors.TooManyAttempts,
+    errors.MfaNotConfigured,
+)
+def confirm_totp(body: schemas.RequiredCode) -> Response:
+    """Turn the authenticator on with a code from it, and get ten recovery codes.
+
+    The recovery codes are shown only now. The caller's other sessions end.
+    """
+    recovery_codes = enrolment.confirm(g.user, requests.origin(), code=body.code)
+    db.session.commit()
+    data = {"recovery_codes": recovery_codes}
+    return success(message="Authenticator turned on.", data=data)
+
+
+@auth_blueprint.delete("/totp")
+@guards.required(requests.reserve_hash_slot, guards.authenticate)
+@responses.returns(200, schemas.Done, *_CONFIRMATION_ERRORS, errors.TotpNotFound)
+def turn_off_totp(body: schemas.Confirmation) -> Response:
+    """Turn the authenticator off, and delete the recovery codes."""
+    enrolment.turn_off(
+        g.user, requests.origin(), password=body.current_password, code=body.code or None
+    )
+    db.session.commit()
+    return success(message="Authenticator turned off.")
+
+
+@auth_blueprint.post("/recovery_codes")
+@guards.required(requests.reserve_hash_slot, guards.authenticate)
+@responses.returns(200, schemas.RecoveryCodes, *_CONFIRMATION_ERRORS, errors.TotpNotFound)
+def replace_recovery_codes(body: schemas.Confirmation) -> Response:
+    """Get ten new recovery codes, which replace all earlier ones."""
+    recovery_codes = enrolment.replace_recovery_codes(
+        g.user, requests.origin(), password=body.current_password, code=body.code or None
+    )
+    db.session.commit()
+    data = {"recovery_codes": recovery_codes}
+    return success(message="Recovery codes replaced.", data=data)

@@ -26,6 +26,8 @@ _VIEW_FAILURES = (
     errors.EmailExists,
     errors.UserNotFound,
     errors.WrongPassword,
+    errors.WrongCode,
+    errors.TotpNotFound,
     errors.LastAdmin,
     errors.OwnAccount,
     errors.PreconditionFailed,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from flask import current_app, g, request
 
 from project import errors
-from project.accounts import clients, sessions
+from project.accounts import clients, second_factor, sessions
 from project.api import requests, responses
 from project.api.responses import Function
 
@@ -19,7 +19,8 @@ TOKEN_ERRORS = (
     errors.TokenOfInactive,
     errors.SessionEnded,
 )
-_ACCESS_ERRORS = (errors.PermissionDenied, errors.TokenMissing, *TOKEN_ERRORS)
+_CALLER_ERRORS = (errors.TokenMissing, *TOKEN_ERRORS, errors.MfaEnrolmentRequired)
+_ACCESS_ERRORS = (errors.PermissionDenied, *_CALLER_ERRORS)
 
 # RFC 6750, 2.1: the scheme in any case, one space, one token.
 _BEARER = re.compile(r"bearer ([A-Za-z0-9._~+/-]+=*)", re.ASCII | re.IGNORECASE)
@@ -46,12 +47,21 @@ def run_guards() -> None:
             guard()
 
 
-@responses.raises(errors.TokenMissing, *TOKEN_ERRORS)
+@responses.raises(*_CALLER_ERRORS)
 def authenticate() -> None:
+    """Do what `authenticate_to_enrol` does, and raise MfaEnrolmentRequired (REQUIRE_MFA)."""
+    authenticate_to_enrol()
+    if second_factor.must_enrol(g.user):
+        raise errors.MfaEnrolmentRequired
+
+
+@responses.raises(errors.TokenMissing, *TOKEN_ERRORS)
+def authenticate_to_enrol() -> None:
     """Set `g.user` to the user of the access token, including its `session_id`, with one query.
 
-    Raises TokenMissing without an Authorization header, TokenInvalid if the header is no Bearer
-    token, and the errors of `sessions.identify`.
+    This is for a user who may still have to set up a second factor. Raises TokenMissing without an
+    Authorization header, TokenInvalid if the header is no Bearer token, and the errors of
+    `sessions.identify`.
     """
     header = request.headers.get("Authorization")
     if header is None:
@@ -67,7 +77,7 @@ def authenticate_to_log_out() -> None:
     """Authenticate, but raise LogoutTokenMissing (403) without an Authorization header."""
     if "Authorization" not in request.headers:
         raise errors.LogoutTokenMissing
-    authenticate()
+    authenticate_to_enrol()
 
 
 @responses.raises(*_ACCESS_ERRORS)

@@ -102,6 +102,11 @@ _ERROR_STATUS = {
     "enum": ["error", "fail"],
     "description": "`fail` where a view of `/users` refused the request, otherwise `error`.",
 }
+_MFA_TOKEN = {
+    "type": "string",
+    "description": "For the second step of a login; included if a login is refused with"
+    " `mfa_required`.",
+}
 _OAUTH_ERROR = {"type": "string", "description": "On routes of OAuth: RFC 6749, 5.2."}
 _ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "Error": ("The request was refused.", {}),
@@ -133,6 +138,7 @@ _ACCEPTED_IF = {
     ("/auth/register", "post"): verification.is_required,
     ("/users/{user_id}", "patch"): verification.changes_are_confirmed,
 }
+_OPTIONAL_BODIES = {("/users/{user_id}", "delete"), ("/users/{user_id}/totp", "delete")}
 _FORMS = {"/oauth/token", "/oauth/introspect", "/oauth/revoke"}
 _NO_TOKEN: dict[str, list[str]] = {}
 _TOKEN_OPTIONAL = {guards.admin_unless_open, guards.admin_or_self_unless_open}
@@ -233,6 +239,7 @@ def describe(app: OpenAPI, origin: str = "") -> dict[str, Any]:
     components = document["components"]
     components["headers"] = {"X-Request-ID": _REQUEST_ID_HEADER}
     components["schemas"] |= _error_schemas()
+    components["schemas"]["Error"]["properties"]["mfa_token"] = _MFA_TOKEN
     for name, field in _NEW_PASSWORDS:
         new_password = components["schemas"][name]["properties"][field]
         new_password["minLength"] = app.config["PASSWORD_MIN_LENGTH"]
@@ -247,6 +254,8 @@ def describe(app: OpenAPI, origin: str = "") -> dict[str, Any]:
             components["schemas"][name]["properties"]["error"] = _OAUTH_ERROR
     else:
         del components["securitySchemes"]["client"]
+    for path, method in _OPTIONAL_BODIES:
+        document["paths"][path][method]["requestBody"]["required"] = False
     for path in _FORMS & document["paths"].keys():
         content = document["paths"][path]["post"]["requestBody"]["content"]
         content[FORM] = content.pop("application/json")
@@ -323,8 +332,9 @@ def _example_errors(refusal: type[ServiceError], takes: dict[str, Any]) -> dict[
     """Return the `errors` of an example: the answer to an empty body or an invalid query."""
     if refusal is not errors.InvalidPayload:
         return {"email": "is taken"} if refusal in _WITH_ERRORS else None
-    # DELETE /users/<id> takes neither; for the caller's own account it requires the password.
-    model, invalid = takes.get("body", schemas.AccountDeletion), {}
+    model, invalid = takes.get("body", schemas.Confirmation), {}
+    if model is schemas.OptionalCode:
+        invalid = {"code": ""}
     if "query" in takes:
         model, invalid = takes["query"], dict.fromkeys(takes["query"].model_fields, "-")
     try:

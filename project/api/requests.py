@@ -44,10 +44,12 @@ _body_bulkhead = AppState[Bulkhead]("body_bulkhead")
 class Request(flask.Request):
     """A request whose body, if any, is a JSON object sent as application/json.
 
-    On the routes of `reserve_form_slot` it is a form instead.
+    On the routes of `reserve_form_slot` it is a form instead, and on those of
+    `reserve_optional_body_slot` no body is an empty object.
     """
 
     takes_form = False
+    body_is_optional = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Record when the request began, for the access log and the metrics."""
@@ -86,6 +88,8 @@ class Request(flask.Request):
         body = self._read()
         if self.takes_form:
             return self._form(body)
+        if self.body_is_optional and not body:
+            return {}
         if self.mimetype != "application/json":
             raise InvalidPayload(errors={"body": "must be sent as application/json"})
         try:
@@ -151,6 +155,13 @@ def reserve_body_slot() -> None:
 def reserve_form_slot() -> None:
     """Reserve a slot like `reserve_body_slot`, for a view whose body is a form."""
     cast(Request, flask.request).takes_form = True
+    reserve_body_slot()
+
+
+@responses.raises(Busy)
+def reserve_optional_body_slot() -> None:
+    """Reserve a slot like `reserve_body_slot`, for a view that may be called without a body."""
+    cast(Request, flask.request).body_is_optional = True
     reserve_body_slot()
 
 

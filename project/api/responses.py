@@ -9,7 +9,7 @@ from flask.json.provider import JSONProvider
 from pydantic import BaseModel
 
 from project.accounts import directory, verification
-from project.errors import ServiceError
+from project.errors import MfaRequired, ServiceError
 
 # frame-ancestors makes X-Frame-Options redundant. Cross-Origin-Resource-Policy blocks no-cors
 # requests only (images, scripts; Fetch, 3.7), so it does not affect pages that CORS allows.
@@ -127,6 +127,8 @@ def failure(
     members: dict[str, Any] = {"status": status, "message": error.message, "code": error.code}
     if oauth_error is not None:
         members["error"] = oauth_error
+    if isinstance(error, MfaRequired) and error.mfa_token:
+        members["mfa_token"] = error.mfa_token
     if error.status >= 500:
         members["request_id"] = request_id
     if error.errors is not None:

@@ -21,22 +21,58 @@ from werkzeug.http import parse_etags
 
 from project import ids
 from project.accounts.audit import Kind
-from project.accounts.fields import Body, Email, NewPassword, Password, Roles, Username, refuse
+from project.accounts.fields import (
+    Body,
+    Code,
+    Email,
+    NewPassword,
+    Password,
+    Roles,
+    Username,
+    refuse,
+)
 from project.errors import SessionNotFound, UserNotFound
 
 
-class Credentials(Body):
-    """The email and password of a user; a password longer than allowed is a wrong password."""
+class OptionalCode(Body):
+    """A code, for a caller who has a second factor and whose session has given none just now."""
+
+    code: Code = Field(default_factory=str, description="From the authenticator, or for recovery.")
+
+
+class Credentials(OptionalCode):
+    """The email and password of a user; a password longer than allowed is a wrong password.
+
+    `code` is for a user with a second factor, who may send it in a second step instead.
+    """
 
     email: Email
     password: Password
 
 
-class UserChange(Body):
+class RequiredCode(Body):
+    """A code from the new authenticator."""
+
+    code: Code
+
+
+class SecondStep(RequiredCode):
+    """The token of the first step of a login, and the code of the user."""
+
+    mfa_token: str
+
+
+class CurrentPassword(Body):
+    """The password of the caller."""
+
+    current_password: Password
+
+
+class UserChange(OptionalCode):
     """The changes to a user: at least one of `username`, `email`, `active`, `admin` and `roles`.
 
     `current_password` alone changes nothing and is refused. Callers who change their own account
-    send it as well.
+    send it as well, and callers with a second factor `code`.
     """
 
     # "At least one of five" would need `anyOf`, which client generators turn into an untyped body.
@@ -51,8 +87,8 @@ class UserChange(Body):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The members that were sent, except `current_password`."""
-        return self.model_dump(exclude_unset=True, exclude={"current_password"})
+        """The members that were sent, except `current_password` and `code`."""
+        return self.model_dump(exclude_unset=True, exclude={"current_password", "code"})
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
@@ -80,8 +116,8 @@ class UserVersion(BaseModel):
         return None if self.if_match is None else parse_etags(self.if_match)
 
 
-class AccountDeletion(Body):
-    """The password of the caller, to confirm the deletion of their account."""
+class Confirmation(OptionalCode):
+    """The password of the caller, and a code if they have a second factor."""
 
     current_password: Password
 
@@ -104,11 +140,10 @@ class PasswordReset(LinkToken):
     new_password: NewPassword
 
 
-class EmailChange(Body):
-    """The new email of the caller, and their password."""
+class EmailChange(Confirmation):
+    """The new email of the caller, and what confirms the change."""
 
     email: Email
-    current_password: Password
 
 
 class Invitation(Body):
@@ -137,10 +172,9 @@ class RefreshToken(Body):
     refresh_token: str
 
 
-class PasswordChange(Body):
-    """The current and the new password of the caller."""
+class PasswordChange(Confirmation):
+    """The current and the new password of the caller, and a code if they have a second factor."""
 
-    current_password: Password
     new_password: NewPassword
     # openapi-typescript makes a member with a default required.
     keep_sessions: bool = Field(
@@ -266,6 +300,7 @@ class User(BaseModel):
     created_at: datetime
 
 
+_AMR = "How the user has proved who they are: `pwd`, and `otp` or `rc` with a second factor."
 _SHOWN_ROLES = "Included if ISSUER is set or the user has roles; `admin` is the first of an admin."
 
 
@@ -299,6 +334,7 @@ class Session(BaseModel):
     ip: str | None
     user_agent: str
     expires_at: datetime
+    amr: Annotated[list[str], Field(description=_AMR)]
     current: bool
 
 
@@ -319,6 +355,26 @@ class Event(BaseModel):
     user_agent: str
     request_id: str | None
     details: dict[str, str | int | bool]
+
+
+class TotpSecret(BaseModel):
+    """A secret for an authenticator."""
+
+    secret: Annotated[str, Field(description="In base32, to type in.")]
+    uri: Annotated[str, Field(description="For a QR code: `otpauth://totp/...`.")]
+
+
+class TotpState(BaseModel):
+    """Whether the caller has an authenticator."""
+
+    enabled: bool
+    recovery_codes_left: int
+
+
+class RecoveryCodeList(BaseModel):
+    """Recovery codes, which are shown once."""
+
+    recovery_codes: list[str]
 
 
 class SessionList(BaseModel):
@@ -377,6 +433,24 @@ class Sessions(Success):
     """The active sessions of the caller."""
 
     data: SessionList
+
+
+class NewTotp(Success):
+    """The secret of an authenticator that is not on yet."""
+
+    data: TotpSecret
+
+
+class Totp(Success):
+    """The state of the caller's second factor."""
+
+    data: TotpState
+
+
+class RecoveryCodes(Done):
+    """The new recovery codes of the caller."""
+
+    data: RecoveryCodeList
 
 
 class Users(Success):
@@ -448,6 +522,7 @@ class Introspection(BaseModel):
     jti: str = Field(default_factory=str)
     sid: str = Field(default_factory=str)
     auth_time: int = Field(default_factory=int)
+    amr: list[str] = Field(default_factory=list)
 
 
 class Revocation(BaseModel):

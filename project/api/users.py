@@ -24,6 +24,13 @@ from project.api.paging import Cursor, EventsPage, NameCursor, Page, UsersPage
 from project.api.responses import full_user, success
 from project.extensions import db
 
+_STEP_UP_ERRORS = (
+    errors.StepUpRequired,
+    errors.WrongCode,
+    errors.TooManyAttempts,
+    errors.MfaNotConfigured,
+)
+
 users_blueprint = Blueprint("users", "Users, and the audit log of their accounts.")
 
 
@@ -127,7 +134,7 @@ def get_single_user(path: schemas.UserPath) -> Response:
     errors.WrongPassword,
     errors.LastAdmin,
     errors.PreconditionFailed,
-    errors.TooManyAttempts,
+    *_STEP_UP_ERRORS,
     errors.MailNotConfigured,
     accepted=schemas.ChangedUser,
 )
@@ -137,7 +144,8 @@ def change_user(
     """Change a user's username or email, or, as an admin, `active`, `admin` and `roles`.
 
     Members that are not sent stay unchanged. Callers who change their own account send
-    `current_password`; admins who change another account do not need it. Deactivating or
+    `current_password`; admins who change another account do not need it. Callers with a second
+    factor send `code` too, unless their session has given one in the last minutes. Deactivating or
     reactivating a user ends their sessions. The last active admin can be neither deactivated nor
     demoted. With `If-Match`, the change is made only if no other request has changed the user.
 
@@ -151,6 +159,7 @@ def change_user(
         g.user,
         requests.origin(),
         password=body.current_password or None,
+        code=body.code or None,
         versions=header.versions,
         confirm_email=own and verification.changes_are_confirmed(),
     )
@@ -164,17 +173,40 @@ def change_user(
 
 
 @users_blueprint.delete("/users/<user_id>")
-@guards.required(guards.admin)
-@responses.returns(200, schemas.Done, errors.UserNotFound, errors.OwnAccount)
-def delete_user(path: schemas.UserPath) -> Response:
+@guards.required(requests.reserve_optional_body_slot, guards.admin)
+@responses.returns(200, schemas.Done, errors.UserNotFound, errors.OwnAccount, *_STEP_UP_ERRORS)
+def delete_user(path: schemas.UserPath, body: schemas.OptionalCode) -> Response:
     """Delete a user, their sessions, and all data that identifies them.
 
     The events of the account stay in the audit log, without the user. Admins delete their own
     account with `DELETE /auth/account`, which requires the password.
     """
-    administration.delete(path.user_id, g.user, requests.origin(), password=None)
+    administration.delete(
+        path.user_id, g.user, requests.origin(), password=None, code=body.code or None
+    )
     db.session.commit()
     return success(message="User deleted.")
+
+
+@users_blueprint.delete("/users/<user_id>/totp")
+@guards.required(requests.reserve_optional_body_slot, guards.admin)
+@responses.returns(
+    200,
+    schemas.Done,
+    errors.UserNotFound,
+    errors.TotpNotFound,
+    errors.OwnTotp,
+    *_STEP_UP_ERRORS,
+)
+def reset_totp(path: schemas.UserPath, body: schemas.OptionalCode) -> Response:
+    """Turn off the authenticator of a user who has lost it, and end their sessions.
+
+    Make sure that it is this user who asks for it. Admins turn their own authenticator off with
+    `DELETE /auth/totp`, which requires the password.
+    """
+    administration.reset_totp(path.user_id, g.user, requests.origin(), code=body.code or None)
+    db.session.commit()
+    return success(message="Authenticator turned off.")
 
 
 @users_blueprint.get("/users/<user_id>/events")

@@ -37,6 +37,15 @@ def decrypt(encrypted: bytes, context: str, keys: tuple[str, ...]) -> bytes:
     raise DecryptionFailed
 
 
+def can_decrypt(encrypted: bytes, context: str, keys: tuple[str, ...]) -> bool:
+    """Return whether one of `keys` decrypts the secret."""
+    try:
+        decrypt(encrypted, context, keys)
+    except DecryptionFailed:
+        return False
+    return True
+
+
 @lru_cache
 def _cipher(key: str) -> AESGCM:
     """Return the cipher for a key, from which HKDF (RFC 5869) derives the 256 bits of AES."""

@@ -18,6 +18,7 @@ from flask import Flask, current_app
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from sqlalchemy import Row
 
+from project.config import SERVICE_NAME
 from project.lib.app_state import AppState
 from project.mail.transport import Rejected
 
@@ -61,6 +62,12 @@ def languages() -> Sequence[str]:
     return _templates.get().languages
 
 
+def service_name() -> str:
+    """Return what users call the service: the name in MAIL_FROM, or its domain."""
+    name, sender = parseaddr(current_app.config["MAIL_FROM"] or SERVICE_NAME)
+    return name or sender.rpartition("@")[2]
+
+
 def render(mail: Row[Any], **values: Any) -> EmailMessage:
     """Return a row of the outbox as a message to its address, with `values` for the templates.
 
@@ -72,7 +79,7 @@ def render(mail: Row[Any], **values: Any) -> EmailMessage:
     domain = sender.rpartition("@")[2]
     text, html = _template(mail, "txt"), _template(mail, "html")
     values |= {
-        "service": name or domain,
+        "service": service_name(),
         "language": str(html.name).partition("/")[0],
         "time": mail.created_at.strftime("%Y-%m-%d %H:%M UTC"),
         "parameters": mail.parameters,

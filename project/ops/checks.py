@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from project import clock
-from project.accounts import clients
+from project.accounts import clients, second_factor
 from project.accounts.mails import Kind
 from project.config import DAY, strong_key
 from project.errors import ConfigurationError
@@ -100,6 +100,8 @@ def examine(app: Flask) -> Iterator[Finding]:
     yield _settings_class(app)
     yield from _keys(app.config)
     yield from _issuer(app.config)
+    yield from _encryption_keys(app.config)
+    yield _second_factor(app.config)
     yield from _access(app.config)
     yield _https(app.config)
     yield _password_length(app.config)
@@ -156,7 +158,7 @@ def _strength(name: str, key: str, harm: str) -> Finding:
 
 def _issuer(config: Config) -> Iterator[Finding]:
     """Check the settings of tokens that other services verify."""
-    issuer, keys = config["ISSUER"], config["ENCRYPTION_KEYS"]
+    issuer = config["ISSUER"]
     if not issuer:
         return
     if issuer.startswith("http:"):
@@ -166,14 +168,6 @@ def _issuer(config: Config) -> Iterator[Finding]:
         )
     else:
         yield ok(f"Other services can verify tokens: ISSUER={issuer}.")
-    for number, key in enumerate(keys, 1):
-        harm = "an attacker with it and a copy of the database can forge tokens of any user"
-        yield _strength(f"Key number {number} of ENCRYPTION_KEYS", key, harm)
-    if len(keys) > 1:
-        yield note(
-            f"Keys in ENCRYPTION_KEYS: {len(keys)}. The first one encrypts. After python manage.py"
-            " reencrypt_keys, the others are needed only for backups from before."
-        )
     lifetime = auth_token_lifetime()
     if lifetime > MAX_LIFETIME_ELSEWHERE:
         yield note(
@@ -182,6 +176,37 @@ def _issuer(config: Config) -> Iterator[Finding]:
             " ended. Lower TOKEN_EXPIRATION_DAYS and TOKEN_EXPIRATION_SECONDS, to 900 seconds"
             " for example."
         )
+
+
+def _encryption_keys(config: Config) -> Iterator[Finding]:
+    """Check the keys that encrypt stored secrets."""
+    keys = config["ENCRYPTION_KEYS"]
+    for number, key in enumerate(keys, 1):
+        harm = (
+            "an attacker with it and a copy of the database can forge tokens of any user, and"
+            " knows the codes of every authenticator"
+        )
+        yield _strength(f"Key number {number} of ENCRYPTION_KEYS", key, harm)
+    if len(keys) > 1:
+        yield note(
+            f"Keys in ENCRYPTION_KEYS: {len(keys)}. The first one encrypts. After python manage.py"
+            " reencrypt_keys, the others are needed only for backups from before."
+        )
+
+
+def _second_factor(config: Config) -> Finding:
+    """Check who needs a second factor."""
+    required = config["REQUIRE_MFA"]
+    if not config["ENCRYPTION_KEYS"]:
+        return note(
+            "ENCRYPTION_KEYS is not set: users cannot set up an authenticator as a second factor."
+        )
+    if required == "none":
+        return note(
+            "REQUIRE_MFA=none: an attacker who has the password of an admin needs nothing else,"
+            " unless the admin has set up an authenticator. Set REQUIRE_MFA=admins."
+        )
+    return ok(f"A second factor is required (REQUIRE_MFA={required}).")
 
 
 def _access(config: Config) -> Iterator[Finding]:
@@ -368,6 +393,7 @@ def _database(config: Config) -> Iterator[Finding]:
         if schema in database.USABLE:
             yield from _outbox()
             yield from _signing_keys(config)
+            yield from _authenticators(config)
         if engine.dialect.name == "sqlite":
             yield ok("There is one clock: SQLite uses that of this machine.")
         else:
@@ -428,6 +454,29 @@ def _signing_keys(config: Config) -> Iterator[Finding]:
                 " first of ENCRYPTION_KEYS. Run python manage.py reencrypt_keys before you remove"
                 " the other keys."
             )
+
+
+def _authenticators(config: Config) -> Iterator[Finding]:
+    """Check whether the secrets of authenticators can be decrypted."""
+    keys = config["ENCRYPTION_KEYS"]
+    outdated = unreadable = 0
+    for factor in second_factor.all_factors():
+        if not second_factor.is_readable(factor, keys):
+            unreadable += 1
+        elif not second_factor.is_readable(factor, keys[:1]):
+            outdated += 1
+    if unreadable:
+        yield wrong(
+            f"Authenticators that no key of ENCRYPTION_KEYS decrypts: {unreadable}. Their users"
+            " can log in with a recovery code only. Add the key that encrypted them."
+        )
+    if admins := second_factor.admins_without():
+        yield note(f"Active admins without a second factor: {admins}.")
+    if outdated:
+        yield note(
+            f"Authenticators that are not encrypted with the first of ENCRYPTION_KEYS: {outdated}."
+            " Run python manage.py reencrypt_keys before you remove the other keys."
+        )
 
 
 _MIGRATE = "python manage.py db upgrade creates the tables, and serve runs it at its start"

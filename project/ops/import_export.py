@@ -23,16 +23,25 @@ from sqlalchemy import (
 )
 
 from project import clock
+from project.accounts import second_factor
 from project.extensions import db
 from project.lib import database, hashing
-from project.models import username_key, users_table
-from project.ops import user_files
+from project.models import totp_factors_table, username_key, users_table
+from project.ops import exported_factors, user_files
+from project.ops.exported_factors import Factor
 from project.ops.user_files import ImportedUser, Record
 
 BATCH = 5_000  # records
 
 _COLUMNS = [each for each in users_table.c if each.name != "id"]
-_EXPORTED = select(*_COLUMNS).order_by(users_table.c.id)
+# By whether second factors are exported too.
+_EXPORTED = {
+    False: select(*_COLUMNS).order_by(users_table.c.id),
+    True: select(*_COLUMNS, *exported_factors.COLUMNS)
+    .select_from(exported_factors.USERS)
+    .order_by(users_table.c.id),
+}
+_WITH_FACTOR = select(func.count().label("number")).where(users_table.c.mfa_enabled)
 
 
 class Refusal(NamedTuple):
@@ -63,7 +72,8 @@ def import_users(file: BinaryIO, *, as_csv: bool) -> Iterator[Batch]:
     """Add the users of a file; yield the outcome of each batch, for the caller to commit.
 
     Existing users are never changed. A file, or a part of it, can therefore be imported again
-    without undoing what has happened to its users since.
+    without undoing what has happened to its users since. Raise MfaNotConfigured if the second
+    factor of an existing user is to be compared and cannot be decrypted.
     """
     records = user_files.read(file, as_csv=as_csv)
     while batch := list(islice(records, BATCH)):
@@ -91,14 +101,16 @@ def _add(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     """Add the users whose email and username are free; return the other candidates."""
     rows = orjson.dumps(list(_rows(candidates))).decode()
     result = db.session.execute(_insert(), {"batch": rows})
-    added = {tuple(row) for row in result}
-    not_added = []
+    added = {(email, key): user_id for email, key, user_id in result}
+    not_added, factors = [], []
     for candidate in candidates:
-        key = candidate.user.email, candidate.username_key
-        if key in added:
-            added.remove(key)  # a later candidate with the same key was not added
-        else:
+        # A later candidate with the same key was not added.
+        user_id = added.pop((candidate.user.email, candidate.username_key), None)
+        if user_id is None:
             not_added.append(candidate)
+        elif candidate.user.second_factor:
+            factors.append((user_id, candidate.user.second_factor))
+    exported_factors.add(factors)
     return not_added
 
 
@@ -119,6 +131,7 @@ def _rows(candidates: Sequence[_Candidate]) -> Iterator[dict[str, Any]]:
             "admin": user.admin,
             "email_verified": user.email_verified,
             "roles": " ".join(user.roles),
+            "mfa_enabled": user.second_factor is not None,
             "created_at": as_column(user.created_at or now),
         }
 
@@ -135,7 +148,7 @@ def _insert() -> Insert:
         database.insert(users_table)
         .from_select(_COLUMNS, new)
         .on_conflict_do_nothing()
-        .returning(users_table.c.email, users_table.c.username_key)
+        .returning(users_table.c.email, users_table.c.username_key, users_table.c.id)
     )
 
 
@@ -179,9 +192,12 @@ def _select_conflicts() -> CompoundSelect[Any]:
     to scan the whole table.
     """
     batch = _batch_table()
+    columns = *_COLUMNS, users_table.c.id, totp_factors_table.c.secret
     return union_all(
         *(
-            select(*_COLUMNS).join_from(batch, users_table, users_table.c[name] == batch.c[name])
+            select(*columns).select_from(
+                batch.join(exported_factors.USERS, users_table.c[name] == batch.c[name])
+            )
             for name in ("email", "username_key")
         )
     )
@@ -201,15 +217,34 @@ def _differences(user: ImportedUser, stored: Row[Any]) -> dict[str, str]:
         "admin": user.admin == stored.admin,
         "email_verified": user.email_verified == stored.email_verified,
         "roles": user.roles == stored.roles,
+        "second_factor": user.second_factor is None or _has_factor(stored, user.second_factor),
         "created_at": user.created_at == stored.created_at,
     }
     others = [name for name in same if name in user.model_fields_set and not same[name]]
     return {"it": f"is there already, with another {', '.join(others)}"} if others else {}
 
 
-def export_users() -> Iterator[dict[str, Any]]:
-    """Yield all users as `user_files.write` takes them, in the order of their ids."""
-    for user in database.stream(_EXPORTED):
+def _has_factor(stored: Row[Any], factor: Factor) -> bool:
+    """Return whether an existing user has this second factor, whatever codes are left."""
+    if stored.secret is None:
+        return False
+    return second_factor.decrypt(stored.secret, stored.id) == factor.secret
+
+
+def users_with_factor() -> int:
+    """Return how many users have a second factor."""
+    row = database.fetch_one(_WITH_FACTOR)
+    return int(row.number) if row else 0
+
+
+def export_users(*, with_factors: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield all users as `user_files.write` takes them, in the order of their ids.
+
+    Raise MfaNotConfigured if a second factor is to be exported and cannot be decrypted.
+    """
+    for user in database.stream(_EXPORTED[with_factors]):
+        factor = exported_factors.of_row(user) if with_factors else None
+        sealed = {"second_factor": exported_factors.seal(factor, user.email)} if factor else {}
         yield {
             "username": user.username,
             "email": user.email,
@@ -219,4 +254,5 @@ def export_users() -> Iterator[dict[str, Any]]:
             "email_verified": user.email_verified,
             "roles": user.roles,
             "created_at": user.created_at.isoformat().replace("+00:00", "Z"),
+            **sealed,
         }

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from project.accounts import audit
+from project.errors import MfaNotConfigured
 from project.extensions import db
 from project.lib import database
 from project.ops import import_export, user_files
@@ -38,6 +39,8 @@ def import_users(file: str, csv: bool = False) -> int:
                 for line, errors in batch.refused:
                     bar.write(f"line {line}: {describe_fields(errors)}", file=sys.stderr)
                 bar.update(batch.end - bar.n)
+        except MfaNotConfigured:
+            sys.exit("ENCRYPTION_KEYS does not decrypt every second factor of existing users.")
         finally:
             bar.close()
             print(f"Users added: {added}; there already: {existing}; lines refused: {refused}.")
@@ -64,24 +67,37 @@ def _progress_bar(source: BinaryIO) -> "tqdm[Any]":
     return tqdm(total=total, unit="B", unit_scale=True, disable=None)
 
 
-def export_users(file: str, csv: bool = False) -> None:
+def export_users(file: str, csv: bool = False, with_factors: bool = False) -> None:
     """Write all users, with their password hashes, to a new file that import_users can read.
 
     The format is JSON Lines, or CSV (named *.csv, or with --csv). The file - is standard output.
+    --with-factors also writes second factors, encrypted with the first of ENCRYPTION_KEYS.
     """
     database.set_answer_timeout(ANSWER_TIMEOUT)
+    details = {"second_factors": True} if with_factors else {}
     try:
         with _open_target(file) as target:
-            audit.record(audit.Kind.USERS_EXPORTED, ORIGIN, user_id=None)
+            audit.record(
+                audit.Kind.USERS_EXPORTED, ORIGIN, user_id=None, session_id=None, **details
+            )
             db.session.commit()
+            users = import_export.export_users(with_factors=with_factors)
             count = user_files.write(
-                import_export.export_users(), target, as_csv=_is_csv(file, csv)
+                users, target, as_csv=_is_csv(file, csv), with_factors=with_factors
             )
     except FileExistsError:
         sys.exit(f"{file} already exists; nothing was written.")
     except OSError as error:
         sys.exit(f"{file} cannot be written: {error.strerror}")
+    except MfaNotConfigured:
+        sys.exit("ENCRYPTION_KEYS does not decrypt every second factor; nothing was written.")
     print(f"Users written: {count}.", file=sys.stderr)
+    if not with_factors and (left_out := import_export.users_with_factor()):
+        print(
+            f"Second factors are not in the file: {left_out} users will have to set theirs up"
+            " again. --with-factors writes them too.",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The commands about the keys that sign tokens: rotate_keys, keys and reencrypt_keys."""
+"""The commands about keys: rotate_keys and keys, of those that sign tokens, and reencrypt_keys."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from datetime import datetime
 from flask import current_app
 
 from project import clock
-from project.accounts import audit
+from project.accounts import audit, second_factor
 from project.extensions import db
 from project.lib import encryption
 from project.ops.command_line import ORIGIN, as_time, exit_without_issuer
@@ -77,7 +77,8 @@ def _state(row: SigningKeyRow, rows: Sequence[SigningKeyRow], now: datetime) -> 
 
 def reencrypt_keys() -> None:
     """Encrypt with the first of ENCRYPTION_KEYS what was encrypted with another one of them."""
-    exit_without_issuer()
+    if not current_app.config["ENCRYPTION_KEYS"]:
+        sys.exit("ENCRYPTION_KEYS is not set: the service encrypts nothing.")
     try:
         number = signing_keys.reencrypt()
     except encryption.DecryptionFailed:
@@ -86,4 +87,11 @@ def reencrypt_keys() -> None:
             " python manage.py keys shows which; purge deletes those that are retired."
         )
     db.session.commit()
-    print(f"Private keys encrypted again: {number}.")
+    factors = unreadable = 0
+    for changed, not_decrypted in second_factor.reencrypt():
+        db.session.commit()
+        factors += changed
+        unreadable += not_decrypted
+    print(f"Private keys encrypted again: {number}; authenticators: {factors}.")
+    if unreadable:
+        sys.exit(f"Authenticators that no key of ENCRYPTION_KEYS decrypts: {unreadable}.")

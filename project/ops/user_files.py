@@ -14,12 +14,22 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from project import clock
 from project.accounts.fields import Body, Email, Roles, Username, invalid_payload, refuse
 from project.errors import InvalidPayload
 from project.lib import hashing
+from project.ops import exported_factors
+from project.ops.exported_factors import Factor
 
 MAX_BYTES = 64 * 1024  # of a record, the same as of a request body
 _BOM = b"\xef\xbb\xbf"
@@ -57,7 +67,8 @@ def _past_time(value: Any) -> datetime:
 class ImportedUser(Body):
     """A user from a file; validation turns `password_hash` into the form in which it is stored.
 
-    `created_at` is limited to the times that a pagination cursor of GET /users can express.
+    `second_factor` is decrypted. `created_at` is limited to the times that a pagination cursor of
+    GET /users can express.
     """
 
     username: Username
@@ -68,6 +79,17 @@ class ImportedUser(Body):
     email_verified: bool = False
     roles: Roles = Field(default_factory=list)
     created_at: Annotated[datetime | None, BeforeValidator(_past_time)] = None
+    second_factor: InstanceOf[Factor] | None = None
+
+    @field_validator("second_factor", mode="before")
+    @classmethod
+    def _unseal(cls, text: Any, info: ValidationInfo) -> Factor:
+        if not isinstance(text, str):
+            raise refuse("must be a string")
+        try:
+            return exported_factors.unseal(text, info.data.get("email", ""))
+        except ValueError as error:
+            raise refuse(str(error)) from None
 
 
 _FIELDS = ImportedUser.model_fields.keys()
@@ -252,12 +274,22 @@ def _csv_record(lines: _CsvLines, row: dict[str | Any, Any]) -> Record:
         row[name] = _BOOLEANS.get(row[name], row[name])
     if "roles" in row:
         row["roles"] = row["roles"].split()
+    if row.get("second_factor") == "":
+        del row["second_factor"]
     return _record(lines.first_line, lines.end, row)
 
 
-def write(users: Iterable[dict[str, Any]], file: BinaryIO, *, as_csv: bool) -> int:
-    """Write users, dictionaries of all fields, in a format that `read` reads; return how many."""
-    return _write_csv(users, file) if as_csv else _write_json(users, file)
+def write(
+    users: Iterable[dict[str, Any]], file: BinaryIO, *, as_csv: bool, with_factors: bool = False
+) -> int:
+    """Write users, dictionaries of all fields, in a format that `read` reads; return how many.
+
+    The field `second_factor` may be missing. Without `with_factors`, a CSV file has no such column.
+    """
+    if not as_csv:
+        return _write_json(users, file)
+    names = [name for name in _FIELDS if with_factors or name != "second_factor"]
+    return _write_csv(users, file, names)
 
 
 def _write_json(users: Iterable[dict[str, Any]], file: BinaryIO) -> int:
@@ -268,14 +300,15 @@ def _write_json(users: Iterable[dict[str, Any]], file: BinaryIO) -> int:
     return count
 
 
-def _write_csv(users: Iterable[dict[str, Any]], file: BinaryIO) -> int:
+def _write_csv(users: Iterable[dict[str, Any]], file: BinaryIO, names: list[str]) -> int:
     count = 0
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     rows = csv.writer(text)
-    rows.writerow(_FIELDS)
+    rows.writerow(names)
     for user in users:
         texts = user | {"roles": " ".join(user["roles"])}
-        rows.writerow([_BOOLEAN_TEXTS.get(value, value) for value in texts.values()])
+        values = (texts.get(name, "") for name in names)
+        rows.writerow([_BOOLEAN_TEXTS.get(value, value) for value in values])
         count += 1
     text.detach()
     return count

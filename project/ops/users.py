@@ -1,4 +1,7 @@
-"""The commands that change single users: create_admin, deactivate, activate, end_sessions."""
+"""The commands that change single users.
+
+create_admin, deactivate, activate, end_sessions, reset_totp.
+"""
 
 import getpass
 import sys
@@ -6,7 +9,7 @@ import sys
 from pydantic import ValidationError
 
 from project.accounts import administration, fields, registration
-from project.errors import ServiceError
+from project.errors import ServiceError, TotpNotFound
 from project.extensions import db
 from project.ops.command_line import ORIGIN, describe, exit_if_not_found
 
@@ -72,3 +75,17 @@ def end_sessions(email: str) -> None:
         ended = administration.end_sessions(email.lower(), ORIGIN)
     db.session.commit()
     print(f"Sessions of {email} ended: {ended}.")
+
+
+def reset_totp(email: str) -> None:
+    """Turn off the authenticator of a user who has lost it, and end their sessions.
+
+    Make sure that it is this user who asks for it.
+    """
+    try:
+        with exit_if_not_found(email):
+            ended = administration.reset_totp_of(email.lower(), ORIGIN)
+    except TotpNotFound:
+        sys.exit(f"{email} has no authenticator.")
+    db.session.commit()
+    print(f"The authenticator of {email} is turned off. Sessions ended: {ended}.")

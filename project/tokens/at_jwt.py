@@ -31,6 +31,7 @@ class Claims(TypedDict):
     scope: NotRequired[str]
     sid: NotRequired[str]  # the session; a client's own token has none
     auth_time: NotRequired[int]
+    amr: NotRequired[list[str]]
 
 
 class Issuer:

@@ -1,7 +1,7 @@
 """The auth tokens of sessions: for this service alone, or for other services too.
 
-Without ISSUER they are those of `codec`, with it those of `at_jwt`. With ISSUER the tokens from
-before remain valid until they expire.
+Without ISSUER they are those of `codec`, with it those of `at_jwt`, unless other services may not
+accept a token yet. With ISSUER the tokens from before remain valid until they expire.
 """
 
 from project import clock, ids
@@ -13,13 +13,20 @@ FIRST_PARTY = "first-party"
 BEARER = "Bearer"  # the `token_type` of auth tokens and of clients' own tokens (RFC 6750)
 
 
-def encode(claims: codec.AccessClaims, generation: int, logged_in_at: int, roles: list[str]) -> str:
+def encode(
+    claims: codec.AccessClaims,
+    generation: int,
+    logged_in_at: int,
+    amr: list[str],
+    roles: list[str] | None,
+) -> str:
     """Return the auth token of a session, after as many refreshes as `generation`.
 
     `logged_in_at` is in seconds since 1970. Only tokens for other services name it, and the roles.
+    Without `roles`, the token is for this service alone.
     """
-    if not keys.issuer():
-        return codec.encode_access(claims, key=keys.signing_key())
+    if roles is None:
+        return codec.encode_access(claims, key=keys.signing_key(), amr=amr)
     session_id = str(claims.session_id)
     for_others: at_jwt.Claims = {
         "aud": keys.audience(),
@@ -30,6 +37,7 @@ def encode(claims: codec.AccessClaims, generation: int, logged_in_at: int, roles
         "jti": f"{session_id}.{generation}",
         "sid": session_id,
         "auth_time": logged_in_at,
+        "amr": amr,
     }
     if roles:
         for_others["scope"] = " ".join(roles)

@@ -55,9 +55,13 @@ class RefreshClaims(NamedTuple):
     expires_at: int
 
 
-def encode_access(claims: AccessClaims, *, key: str) -> str:
-    """Return the signed token with these claims."""
-    session = {"sid": claims.session_id} if claims.session_id is not None else {}
+def encode_access(claims: AccessClaims, *, key: str, amr: list[str] | None = None) -> str:
+    """Return the signed token with these claims, which says with `amr` how the user logged in."""
+    session: dict[str, Any] = {}
+    if claims.session_id is not None:
+        session["sid"] = claims.session_id
+    if amr is not None:
+        session["amr"] = amr
     return sign(_ACCESS, claims.user_id, session, claims.issued_at, claims.expires_at, key)
 
 

@@ -3,6 +3,7 @@
 A token names its purpose in `typ` and `aud`, and contains an HMAC over the state of the account at
 the time when it was issued. Using the token changes that state, so each works once; and a change of
 the password or the email invalidates all tokens from before. The functions are pure.
+The token for the second step of a login has the same form, but using it does not change the state.
 """
 
 import base64
@@ -18,12 +19,13 @@ STATE_BYTES = 16
 
 
 class Purpose(StrEnum):
-    """What a link is for."""
+    """What a token is for."""
 
     VERIFY = "verify"
     RESET = "reset"
     EMAIL = "email"
     INVITATION = "invitation"
+    MFA = "mfa"  # the second step of a login, of which no email has a link
 
 
 class LinkClaims(NamedTuple):

@@ -225,11 +225,7 @@ def all_keys() -> Sequence[SigningKeyRow]:
 
 def is_readable(row: SigningKeyRow, encryption_keys: tuple[str, ...]) -> bool:
     """Return whether one of `encryption_keys` decrypts the private key of a row."""
-    try:
-        encryption.decrypt(row.private, row.kid, encryption_keys)
-    except encryption.DecryptionFailed:
-        return False
-    return True
+    return encryption.can_decrypt(row.private, row.kid, encryption_keys)
 
 
 def reencrypt() -> int:
