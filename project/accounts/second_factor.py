@@ -20,7 +20,12 @@ from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 from project import clock, errors
 from project.extensions import db
 from project.lib import codes, database, encryption
-from project.models import recovery_codes_table, totp_factors_table, users_table
+from project.models import (
+    recovery_codes_table,
+    sessions_table,
+    totp_factors_table,
+    users_table,
+)
 
 log = structlog.get_logger()
 
@@ -33,6 +38,11 @@ _codes = recovery_codes_table.c
 _IS_CONFIRMED = _factors.last_step.is_not(None)
 _FACTOR = select(*_factors).where(_factors.user_id == bindparam("user_id"))
 _CODES_LEFT = select(func.count().label("number")).where(_codes.user_id == bindparam("user_id"))
+_STEPPED_UP = select(sessions_table.c.id).where(
+    sessions_table.c.id == bindparam("session_id"),
+    sessions_table.c.code_given_at
+    > bindparam("earliest", type_=sessions_table.c.code_given_at.type),
+)
 _ADMINS_WITHOUT = select(func.count().label("number")).where(
     _users.active, _users.admin, ~_users.mfa_enabled
 )
@@ -67,7 +77,8 @@ def check_step_up(caller: Row[Any], code: str | None) -> None:
     if not caller.mfa_enabled or code is not None:
         return
     interval = timedelta(seconds=current_app.config["STEP_UP_SECONDS"])
-    if caller.code_given_at is None or clock.utcnow() - caller.code_given_at >= interval:
+    earliest = clock.utcnow() - interval
+    if database.fetch_one(_STEPPED_UP, session_id=caller.session_id, earliest=earliest) is None:
         raise errors.StepUpRequired
 
 

@@ -77,8 +77,6 @@ _CALLER = _with_user(
     _users.email_verified,
     _users.mfa_enabled,
     _users.created_at,
-    _sessions.amr,
-    _sessions.code_given_at,
 )
 _SESSION = _with_user(
     _users.active,
@@ -255,8 +253,7 @@ def _roles(user_id: int) -> list[str] | None:
 def identify(auth_token: str) -> Row[Any]:
     """Return the active user to whose live session the token belongs, in one query.
 
-    The row has the columns of a user except for the password, and `session_id`, `amr` and
-    `code_given_at` of the session. Raise
+    The row has the columns of a user except for the password, and `session_id`. Raise
     TokenInvalid or TokenExpired for the token; TokenOfInactive when the user is deactivated or
     deleted; SessionEnded.
     """
@@ -411,10 +408,11 @@ def step_up(caller: Row[Any], method: Method, origin: audit.Origin) -> None:
 
     `caller` is as `identify` returned them, and their session is locked.
     """
-    amr = caller.amr if method in caller.amr else [*caller.amr, method]
     this_one = _sessions.id == caller.session_id
-    given = update(sessions_table).where(this_one)
-    database.write(given.values(amr=amr, code_given_at=clock.utcnow()))
+    amr = db.session.scalars(select(_sessions.amr).where(this_one)).one()
+    amr = amr if method in amr else [*amr, method]
+    given = {"amr": amr, "code_given_at": clock.utcnow()}
+    database.write(update(sessions_table).where(this_one).values(given))
     about = {"user_id": caller.id, "session_id": caller.session_id}
     audit.record(audit.Kind.CODE_GIVEN, origin, **about, method=method.value)
 
