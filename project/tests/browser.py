@@ -8,6 +8,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 INSTALLED = bool(CHROMIUM and DRIVER and find_spec("selenium"))
 WHY_SKIPPED = "needs chromium, chromedriver and selenium"
 WAIT = 20  # seconds for an element to appear
+POLL = 0.02  # seconds between two looks
 
 
 class Browser:
@@ -40,7 +41,8 @@ class Browser:
             found = driver.find_elements("css selector", selector)
             return next((one for one in found if one.is_displayed() and text in one.text), None)
 
-        return WebDriverWait(self.driver, WAIT).until(seen, f"there is no {selector} {text}")
+        wait = WebDriverWait(self.driver, WAIT, POLL)
+        return wait.until(seen, f"there is no {selector} {text}")
 
     def click(self, selector: str, text: str = "") -> None:
         """Scroll to an element and click on it."""
@@ -50,6 +52,4 @@ class Browser:
 
     def write(self, selector: str, text: str) -> None:
         """Replace the content of a field."""
-        field = self.find(selector)
-        field.send_keys("\ue009a\ue000")  # Control and a
-        field.send_keys(text)
+        self.find(selector).send_keys("\ue009a\ue000", text)  # Control and a, and the text
