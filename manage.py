@@ -131,7 +131,10 @@ for function in (
     import_export_commands.export_users,
     commands.openapi,
 ):
-    manager.command(function)
+    command = Command(function)
+    for option in command.option_list:  # --with-factors instead of --with_factors
+        option.args = [arg.replace("_", "-") if arg[0] == "-" else arg for arg in option.args]
+    manager.add_command(function.__name__, command)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _make_instance_folder() -> None:
     except OSError as error:
         raise ConfigurationError(
             f"Configuration error: the folder {INSTANCE} cannot be created ({error.strerror});"
-            " set DATABASE_URL and SECRET_KEY to run without it"
+            " set DATABASE_URL, SECRET_KEY and ENCRYPTION_KEYS to run without it"
         ) from None
 
 

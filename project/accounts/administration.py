@@ -86,6 +86,7 @@ def change(
     if not caller.admin:
         if PRIVILEGES & changes.keys():
             raise errors.PermissionDenied
+        second_factor.check_step_up(caller, code)
         # Like a registration, a change of a name can reveal who has an account.
         rate_limits.limits().registration(origin.ip)
     unconfirmed = errors.InvalidPayload(errors={_CONFIRMATION_FIELD: "is required"})
@@ -217,6 +218,8 @@ def _lock_account(
     own = user_id == caller.id
     if own and password is None:
         raise without_password
+    if not own:
+        directory.find(user_id)  # before a code is counted
     confirmed = Confirmation(
         caller,
         origin,

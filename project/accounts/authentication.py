@@ -3,6 +3,7 @@
 Functions here write and may flush. The caller commits; a refusal commits its own event.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -46,15 +47,21 @@ def log_in(email: str, password: str, code: str | None, origin: audit.Origin) ->
     where they are not known.
     """
     login = rate_limits.limits().login(email, origin.ip)
+    count_code = cache(lambda: rate_limits.limits().code(email, origin.ip, login))
     user_id, pair, attempt = confirmation.retry_if_changed(
-        lambda: _start_session(email, password, code, origin, login)
+        lambda: _start_session(email, password, code, origin, login, count_code)
     )
     _succeed(user_id, email, attempt, origin)
     return pair
 
 
 def _start_session(
-    email: str, password: str, code: str | None, origin: audit.Origin, login: rate_limits.Attempt
+    email: str,
+    password: str,
+    code: str | None,
+    origin: audit.Origin,
+    login: rate_limits.Attempt,
+    count_code: Callable[[], rate_limits.Attempt],
 ) -> tuple[int, sessions.TokenPair, rate_limits.Attempt]:
     """Verify the credentials once, and start a session.
 
@@ -76,7 +83,7 @@ def _start_session(
     attempt = login
     if user.mfa_enabled and code is not None:
         # Not earlier: a client that does not know the password must not use up the attempts.
-        attempt = rate_limits.limits().code(email, origin.ip, login)
+        attempt = count_code()
     hashed = user.password
     if hashing.needs_rehash(hashed):
         hashed = hashing.hash(password)

@@ -6,6 +6,7 @@ the transaction of the act checks that the same hash is still stored, and then u
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Row, bindparam, select
@@ -76,6 +77,9 @@ class Confirmation:
         if password is not None:
             self._login = rate_limits.limits().login(caller.email, origin.ip, own=True)
         self._attempt = self._login  # that of the code, as soon as it is counted
+        self._count_code = cache(
+            lambda: rate_limits.limits().code(caller.email, origin.ip, self._login)
+        )
 
     def verify(self) -> str | None:
         """Verify the password, if there is one, and return the stored hash; count the code.
@@ -94,8 +98,7 @@ class Confirmation:
             stored_hash = str(stored.password)
         if self._code is not None:
             # Not earlier: a client that does not know the password must not use up the attempts.
-            limits = rate_limits.limits()
-            self._attempt = limits.code(self._caller.email, self._origin.ip, self._login)
+            self._attempt = self._count_code()
         return stored_hash
 
     def lock(self, stored_hash: str | None) -> None:
@@ -154,7 +157,13 @@ def use_code(
     is wrong. The user is told when wrong codes begin a pause, because another person may know the
     password; and when a recovery code was used.
     """
-    method = second_factor.use(user_id, code)
+    try:
+        method = second_factor.use(user_id, code)
+    except errors.MfaNotConfigured:
+        # Recovery codes still work, so their attempts must not be used up.
+        attempt.withdraw()
+        db.session.commit()
+        raise
     if method is None:
         if attempt.pause:
             mails.notify(mails.Kind.WRONG_CODES, email, origin, user_id=user_id)

@@ -144,7 +144,7 @@ def unchanged(user: Row[Any]) -> tuple[ColumnElement[bool], ...]:
 
     An UPDATE with them decides between any number of requests with the same link.
     """
-    bound = _users.id, _users.email, _users.password, _users.email_verified
+    bound = _users.id, _users.email, _users.password, _users.email_verified, _users.mfa_enabled
     return _users.active, *(column == getattr(user, column.name) for column in bound)
 
 
@@ -171,7 +171,9 @@ def _is_sealed(purpose: Purpose, given: str, state: tuple[str, ...]) -> bool:
 
 
 def _state_of(user: Row[Any], new_email: str | None = None) -> tuple[str, ...]:
-    return _state(user.id, user.email, user.password, user.email_verified, new_email)
+    state = _state(user.id, user.email, user.password, user.email_verified, new_email)
+    # A change that was requested before the second factor was on has been confirmed by no code.
+    return (*state, "mfa") if new_email and user.mfa_enabled else state
 
 
 def _state(

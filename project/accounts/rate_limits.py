@@ -86,6 +86,9 @@ class Attempt:
     def succeed(self) -> None:
         """Give back what was counted, in the transaction of `db.session`."""
 
+    def withdraw(self) -> None:
+        """Take one off each count, because the attempt could not be made."""
+
 
 class NoLimits:
     """No rate limits: under test, and where the operator limits requests elsewhere."""
@@ -160,14 +163,26 @@ class Limits(NoLimits):
         At an address where the user is known, account and address have one count of their own
         instead. An attacker at another address can therefore not lock the user out.
         """
-        attempt = self.counted_login(email, ip)
+        attempt = self._login(email, ip)
         # Never the address: its count tells whether an account is known there.
         shown = {attempt.counts[-1][0]} if own else set()
         attempt.pause = _count(attempt.counts, clock.utcnow(), shown)
         return attempt
 
-    def counted_login(self, email: str, ip: str | None) -> "_Login":
-        """Return the attempt whose counts `login` has raised."""
+    def counted_login(self, email: str, ip: str | None) -> Attempt:
+        """Return the attempt whose counts `login` has raised.
+
+        Its success takes nothing off the address if the account has no count any more: a login that
+        has succeeded can be completed again, with another code.
+        """
+        attempt = self._login(email, ip)
+        *_, (account_key, _) = attempt.counts
+        counted = select(_throttles.key).where(_throttles.key == account_key)
+        if database.fetch_one(counted) is None:
+            attempt.counts = attempt.counts[-1:]
+        return attempt
+
+    def _login(self, email: str, ip: str | None) -> "_Login":
         account, network = _account(email), addresses.network(ip)
         is_known = self._is_known(account, network)
         if is_known:
@@ -316,6 +331,10 @@ class _Counted(Attempt):
 
     def succeed(self) -> None:
         """Take one off each count, and end the pause that the attempt may have begun."""
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Do the same."""
         for key, _ in self.counts:
             database.write(
                 update(throttles_table)

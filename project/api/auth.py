@@ -285,7 +285,7 @@ def accept_invitation(body: schemas.AcceptedInvitation) -> Response:
 @auth_blueprint.delete("/account")
 @guards.required(requests.reserve_hash_slot, guards.authenticate)
 @responses.returns(200, schemas.Done, *_CONFIRMATION_ERRORS, errors.LastAdmin)
-def delete_account(body: schemas.Confirmation) -> Response:
+def delete_account(body: schemas.AccountDeletion) -> Response:
     """Delete the caller's account: the user, their sessions, and all data that identifies them.
 
     The events of the account stay in the audit log, without the user. The password is sent in the
@@ -337,7 +337,10 @@ def end_session(path: schemas.SessionPath) -> Response:
 @guards.required(guards.authenticate_to_enrol)
 @responses.returns(200, schemas.Totp)
 def get_totp() -> Response:
-    """Retrieve whether the caller has an authenticator, and how many recovery codes are left."""
+    """Retrieve the state of the caller's second factor.
+
+    It says whether an authenticator is on, and how many recovery codes are left.
+    """
     left = second_factor.recovery_codes_left(g.user.id)
     return success(data={"enabled": g.user.mfa_enabled, "recovery_codes_left": left})
 
@@ -389,7 +392,10 @@ def confirm_totp(body: schemas.RequiredCode) -> Response:
 @guards.required(requests.reserve_hash_slot, guards.authenticate)
 @responses.returns(200, schemas.Done, *_CONFIRMATION_ERRORS, errors.TotpNotFound)
 def turn_off_totp(body: schemas.Confirmation) -> Response:
-    """Turn the authenticator off, and delete the recovery codes."""
+    """Turn the authenticator off, and delete the recovery codes.
+
+    A login needs the password only from then on. The caller's sessions continue.
+    """
     enrolment.turn_off(
         g.user, requests.origin(), password=body.current_password, code=body.code or None
     )
@@ -401,7 +407,10 @@ def turn_off_totp(body: schemas.Confirmation) -> Response:
 @guards.required(requests.reserve_hash_slot, guards.authenticate)
 @responses.returns(200, schemas.RecoveryCodes, *_CONFIRMATION_ERRORS, errors.TotpNotFound)
 def replace_recovery_codes(body: schemas.Confirmation) -> Response:
-    """Get ten new recovery codes, which replace all earlier ones."""
+    """Get ten new recovery codes, which replace all earlier ones.
+
+    They are shown only now.
+    """
     recovery_codes = enrolment.replace_recovery_codes(
         g.user, requests.origin(), password=body.current_password, code=body.code or None
     )

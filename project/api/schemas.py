@@ -122,6 +122,10 @@ class Confirmation(OptionalCode):
     current_password: Password
 
 
+class AccountDeletion(Confirmation):
+    """What confirms the deletion of the caller's account."""
+
+
 class EmailAddress(Body):
     """An email address, which need not belong to a user."""
 

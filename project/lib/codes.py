@@ -29,7 +29,7 @@ def parse(text: str) -> str:
     Blanks and hyphens in it are ignored, and so is the case of a recovery code.
     """
     code = text.translate(_SEPARATORS).upper()
-    if not _CODE.fullmatch(code):
+    if not text.isascii() or not _CODE.fullmatch(code):
         raise ValueError("not a code")
     return code
 

@@ -90,7 +90,8 @@ def export_users(file: str, csv: bool = False, with_factors: bool = False) -> No
     except OSError as error:
         sys.exit(f"{file} cannot be written: {error.strerror}")
     except MfaNotConfigured:
-        sys.exit("ENCRYPTION_KEYS does not decrypt every second factor; nothing was written.")
+        outcome = "the output is incomplete" if file == "-" else "nothing was written"
+        sys.exit(f"ENCRYPTION_KEYS does not decrypt every second factor; {outcome}.")
     print(f"Users written: {count}.", file=sys.stderr)
     if not with_factors and (left_out := import_export.users_with_factor()):
         print(

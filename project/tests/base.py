@@ -25,8 +25,11 @@ FAILURES_OF_USERS = {
     errors.EmailExists,
     errors.UserNotFound,
     errors.WrongPassword,
+    errors.WrongCode,
+    errors.TotpNotFound,
     errors.LastAdmin,
     errors.OwnAccount,
+    errors.OwnTotp,
     errors.PreconditionFailed,
     errors.UsernameExists,
 }

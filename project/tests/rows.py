@@ -7,6 +7,7 @@ from sqlalchemy import insert, select
 
 from project import db
 from project.accounts import audit, sessions
+from project.accounts.second_factor import Method
 from project.lib import database
 from project.models import Event, Mail, Session, User
 
@@ -21,9 +22,13 @@ def add_user(username: str, email: str, password: str, **columns: Any) -> User:
     return user
 
 
-def start_session(user: User) -> sessions.TokenPair:
-    """Start a session of a user as a login does, and return its token pair."""
-    pair = sessions.start(user.id, user.email, user.password, ORIGIN, audit.Kind.LOGGED_IN)
+def start_session(user: User, method: Method | None = None) -> sessions.TokenPair:
+    """Start a session of a user as a login does, and return its token pair.
+
+    `method` is the kind of the code with which a user with a second factor has logged in.
+    """
+    kind = audit.Kind.LOGGED_IN
+    pair = sessions.start(user.id, user.email, user.password, ORIGIN, kind, method)
     db.session.commit()
     return pair
 

@@ -26,7 +26,14 @@ LAYER = {shelf: number for number, row in enumerate(LAYERS) for shelf in row}
 EXCEPTIONS = {("models", "tokens.codec"), ("models", "tokens.keys")}
 WITHOUT_FLASK = {
     *("clock", "config", "errors", "ids"),
-    *("accounts.fields", "lib.addresses", "lib.forwarded", "lib.slow_clients", "tokens.codec"),
+    *(
+        "accounts.fields",
+        "lib.addresses",
+        "lib.codes",
+        "lib.forwarded",
+        "lib.slow_clients",
+        "tokens.codec",
+    ),
 }
 # What lib may not know, so that another service can use it as it is.
 DOMAIN = re.compile(r"(?<![a-z])(user|token)s?(?![a-z])|/auth|/ping|/health", re.IGNORECASE)

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+import pyotp
+from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from project import clock, db, ids
+from project import clock, db, errors, ids
 from project.accounts import administration, clients, fields, links
 from project.api import paging
-from project.config import ProductionConfig
+from project.config import DAY, DevelopmentConfig, ProductionConfig
 from project.lib import hashing
 from project.models import MAX_REQUEST_ID
 from project.ops import import_export_commands, keys
 from project.tests import scratch
 from project.tests.accounts.mail_case import MailTestCase, body_of
+from project.tests.accounts.second_factor_case import NO_RECOVERY_CODE, STEP
 from project.tests.api.oauth_case import ISSUER, basic
 from project.tests.base import BaseTestCase, bearer
 from project.tests.contract import client_tables
@@ -35,6 +38,7 @@ from project.tokens.links import Purpose
 TEXT = client_tables.DOCUMENT.read_text()
 COMMAND = "python -m project.tests.contract.client_tables"
 PASSWORD = "test"
+STATUSES = {row[0].strip("`"): row[1] for row in client_tables.written("Code")}
 NAMES = {"client", "key", "roles"}  # details whose values are names that somebody gave
 
 
@@ -86,6 +90,8 @@ class TestTables(BaseTestCase):
             f"at most {ProductionConfig.MAX_CONTENT_LENGTH // 1024} KiB",
             f"within {production['REFRESH_REUSE_SECONDS']} seconds (`REFRESH_REUSE_SECONDS`)",
             f'"registrations";q={production["REGISTRATIONS_PER_ADDRESS"]};w=3600',
+            f"For {production['STEP_UP_SECONDS'] // 60} minutes (`STEP_UP_SECONDS`)",
+            f"valid for {links.MFA_SECONDS // 60} minutes",
         ):
             self.assertIn(sentence, TEXT)
 
@@ -119,6 +125,7 @@ class TestEvents(BaseTestCase):
         self.act_on_sessions()
         self.act_on_users()
         self.act_with_links()
+        self.act_with_codes()
         self.act_as_operator()
         self.act_as_service()
         occurred: dict[str, set[str]] = defaultdict(set)
@@ -215,6 +222,45 @@ class TestEvents(BaseTestCase):
         assert user is not None  # noqa: S101  # for mypy
         return links.for_user(purpose, user, 60).url.partition("?token=")[2]
 
+    def act_with_codes(self) -> None:
+        """Set authenticators up, log in with codes, give them for acts, and be refused each."""
+        self.app.config["EMAIL_VERIFICATION"] = "off"
+        self.move_clock(0)
+        kim, lee = "kim@test.com", add_user("lee", "lee@test.com", PASSWORD)
+        own, no_code = {"current_password": PASSWORD}, {"code": NO_RECOVERY_CODE}
+        token = self.start("kim")["auth_token"]
+        self.send("POST", "/auth/totp", token, current_password="wrong")
+        self.send("POST", "/auth/totp", token, **own)
+        self.send("POST", "/auth/totp/confirm", token, **no_code)
+        totp, recovery_codes = self.enrol(token)
+        self.start("kim")
+        for code in (NO_RECOVERY_CODE, totp.at(clock.utcnow()), recovery_codes.pop()):
+            self.send("POST", "/auth/login", email=kim, password=PASSWORD, code=code)
+        user = self.send("GET", "/auth/status", token)["data"]["id"]
+        self.send("POST", "/auth/password", token, new_password=PASSWORD, **own, **no_code)
+        self.send("PATCH", f"/users/{user}", token, username="kimmy", **own, **no_code)
+        self.send("DELETE", "/auth/account", token, **own, **no_code)
+        self.send("POST", "/auth/recovery_codes", token, **own, code=recovery_codes.pop())
+        self.send("DELETE", "/auth/totp", token, **own)
+
+        self.enrol(token)
+        for _ in range(2):
+            self.send("DELETE", f"/users/{user}/totp", self.start("root")["auth_token"])
+        self.enrol(self.start("kim")["auth_token"])
+        administration.reset_totp_of(kim, ORIGIN)
+        db.session.commit()
+        self.enrol(self.start("lee")["auth_token"])
+        reset = {"token": self.link(Purpose.RESET, lee.email), "new_password": PASSWORD}
+        self.send("POST", "/auth/password/reset", **reset)
+
+    def enrol(self, token: str) -> tuple[pyotp.TOTP, list[str]]:
+        """Turn an authenticator on with the code before the present one."""
+        answer = self.send("POST", "/auth/totp", token, current_password=PASSWORD)
+        totp = pyotp.TOTP(answer["data"]["secret"])
+        code = totp.at(clock.utcnow(), counter_offset=-1)
+        answer = self.send("POST", "/auth/totp/confirm", token, code=code)
+        return totp, answer["data"]["recovery_codes"]
+
     def act_as_service(self) -> None:
         """Revoke a token as another service, and be refused."""
         secret = clients.create("orders", ISSUER, [], ORIGIN)
@@ -228,7 +274,7 @@ class TestEvents(BaseTestCase):
         self.client.post("/oauth/revoke", data=form, headers=basic("orders", secret))
 
     def act_as_operator(self) -> None:
-        """End sessions, import users, export them and rotate the keys."""
+        """End sessions, import users, export them with second factors, and rotate the keys."""
         administration.end_sessions("root@test.com", ORIGIN)
         db.session.commit()
         folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -237,7 +283,7 @@ class TestEvents(BaseTestCase):
             contextlib.redirect_stderr(io.StringIO()),
             mock.patch("project.lib.database.set_answer_timeout"),
         ):
-            import_export_commands.export_users(str(folder / "users.jsonl"))
+            import_export_commands.export_users(str(folder / "users.jsonl"), with_factors=True)
             text = (folder / "users.jsonl").read_text().replace("root", "toor")
             (folder / "more.jsonl").write_text(text)
             import_export_commands.import_users(str(folder / "more.jsonl"))
@@ -262,7 +308,7 @@ class TestLinkCalls(MailTestCase):
                 if "auth_token of a login" in command:
                     pair = self.login("grace@example.com", "another correct horse").get_json()
                     token = pair["auth_token"]
-                response = self.curl(command, link, token)
+                response = curl(self.client, command, {"LINK": link, "TOKEN": token})
                 self.assertLess(response.status_code, 300, response.get_json())
                 if shown:
                     self.assertEqual(json.loads(shown), response.get_json())
@@ -273,17 +319,73 @@ class TestLinkCalls(MailTestCase):
         expected = {"grace": "hopper@example.com", "linus": "linus@example.com"}
         self.assertEqual(users, users | expected)
 
-    def curl(self, text: str, link: str, token: str) -> TestResponse:
-        """Return the response to the call that a curl command makes."""
-        command = text[text.index("curl ") :].replace("\\\n", "")
-        command = command.replace("$LINK", link).replace("$TOKEN", token)
-        parser = argparse.ArgumentParser()
-        parser.add_argument("curl")
-        parser.add_argument("-X", dest="method")
-        parser.add_argument("-H", dest="headers", action="append")
-        parser.add_argument("-d", dest="data")
-        parser.add_argument("url")
-        call = parser.parse_args(shlex.split(command))
-        headers = [tuple(header.split(": ", 1)) for header in call.headers]
-        path = call.url.removeprefix("http://127.0.0.1:5000")
-        return self.client.open(path, method=call.method, data=call.data, headers=headers)
+
+class TestMfaCalls(BaseTestCase):
+    """The calls of the section on the second factor, sent as written."""
+
+    settings: ClassVar[dict[str, Any]] = {
+        "TOKEN_EXPIRATION_SECONDS": 30 * DAY,
+        "MAIL_FROM": DevelopmentConfig.model_fields["MAIL_FROM"].default,
+    }
+
+    def test_calls(self) -> None:
+        """In the order of the document, each call has the response shown below it."""
+        add_user("hedy", "hedy@example.com", "correct horse")
+        token = self.login("hedy@example.com", "correct horse").get_json()["auth_token"]
+        values, totp = {"TOKEN": token}, None
+        section = TEXT.split("\n## Second factor\n")[1].split("\n## ")[0]
+        calls = re.findall(r"```sh\n(.*?)```\n\n```json\n(.*?)```", section, re.DOTALL)
+        for command, shown in calls:
+            with self.subTest(command):
+                code = json.loads(shown).get("code")
+                self.prepare(code)
+                if totp:
+                    values["CODE"] = totp.at(clock.utcnow())
+                response = curl(self.client, command, values)
+                self.assertEqual(masked(shown), masked(response.get_data(as_text=True)))
+                self.assertIn(str(response.status_code), STATUSES.get(code, "200"))
+                answer = response.get_json()
+                data = answer.get("data", {})
+                if "secret" in data:
+                    totp = pyotp.TOTP(data["secret"])
+                if "recovery_codes" in data:
+                    values["RECOVERY_CODE"] = data["recovery_codes"][0]
+                for name in {"auth_token", "mfa_token"} & answer.keys():
+                    values[name.removeprefix("auth_").upper()] = answer[name]
+
+        self.assertEqual(section.count("```sh\n"), len(calls))
+
+    def prepare(self, code: str | None) -> None:
+        """Let the authenticator show another code, and cause the refusal that a call is to get."""
+        needs_code = code == errors.StepUpRequired.code
+        self.move_clock(self.app.config["STEP_UP_SECONDS"] if needs_code else STEP)
+        if code == errors.MfaEnrolmentRequired.code:
+            self.app.config["REQUIRE_MFA"] = "all"
+
+
+def masked(shown: str) -> Any:
+    """Return the JSON of a response without what is different each time."""
+    for pattern, mask in (
+        (r"eyJ[\w.-]+", "TOKEN"),
+        (r"\b[A-Z2-7]{32}\b", "SECRET"),
+        (r'\["([A-Z2-7]{4}-){5}[A-Z2-7]{4}",.*?\]', '"RECOVERY CODES"'),
+    ):
+        shown = re.sub(pattern, mask, shown)
+    return json.loads(shown)
+
+
+def curl(client: FlaskClient, text: str, values: dict[str, str]) -> TestResponse:
+    """Return the response to the call that a curl command makes, with these shell variables."""
+    command = text[text.index("curl ") :].replace("\\\n", "")
+    for name, value in values.items():
+        command = command.replace(f"${name}", value)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("curl")
+    parser.add_argument("-X", dest="method", default="GET")
+    parser.add_argument("-H", dest="headers", action="append")
+    parser.add_argument("-d", dest="data")
+    parser.add_argument("url")
+    call = parser.parse_args(shlex.split(command))
+    headers = [tuple(header.split(": ", 1)) for header in call.headers]
+    path = call.url.removeprefix("http://127.0.0.1:5000")
+    return client.open(path, method=call.method, data=call.data, headers=headers)

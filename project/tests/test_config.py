@@ -96,26 +96,30 @@ class TestDevelopmentConfig(ConfigTestCase):
             for engine in app.extensions["sqlalchemy"].engines.values():
                 engine.dispose()
 
-    def test_key_is_made_once_for_its_owner_alone(self) -> None:
-        """The key is random, stays the same, and only its owner can read the file."""
-        keys = {DevelopmentConfig.from_environment({}).SECRET_KEY for _ in range(2)}
+    def test_keys_are_made_once_for_their_owner_alone(self) -> None:
+        """The keys are random, stay the same, and only their owner can read the files."""
+        made = [DevelopmentConfig.from_environment({}) for _ in range(2)]
 
-        mode = stat.S_IMODE((self.instance / "secret_key").stat().st_mode)
+        keys = {(config.SECRET_KEY, *config.ENCRYPTION_KEYS) for config in made}
         self.assertEqual(1, len(keys))
-        self.assertLessEqual(32, len(keys.pop()))
-        self.assertEqual(0o600, mode)
-        self.assertEqual(
-            ["secret_key"], [path.name for path in self.instance.iterdir()], "drafts are gone"
-        )
+        secret_key, encryption_key = keys.pop()
+        self.assertNotEqual(secret_key, encryption_key)
+        expected = {"secret_key": secret_key, "encryption_key": encryption_key}
+        stored = {path.name: path.read_text() for path in self.instance.iterdir()}
+        self.assertEqual(expected, stored, "drafts are gone")
+        for name, key in expected.items():
+            self.assertLessEqual(32, len(key))
+            self.assertEqual(0o600, stat.S_IMODE((self.instance / name).stat().st_mode))
 
-    def test_processes_that_start_together_agree_on_the_key(self) -> None:
-        """Of processes that create the key at once, one wins and all use its key."""
+    def test_processes_that_start_together_agree_on_the_keys(self) -> None:
+        """Of processes that create the keys at once, one wins and all use its keys."""
         barrier = threading.Barrier(8)
         keys = []
 
         def start() -> None:
             barrier.wait()
-            keys.append(DevelopmentConfig.from_environment({}).SECRET_KEY)
+            config = DevelopmentConfig.from_environment({})
+            keys.append((config.SECRET_KEY, config.ENCRYPTION_KEYS))
 
         threads = [threading.Thread(target=start) for _ in range(8)]
         for thread in threads:
@@ -129,15 +133,26 @@ class TestDevelopmentConfig(ConfigTestCase):
     def test_empty_key_file_is_refused(self) -> None:
         """An empty key file is refused."""
         self.instance.mkdir()
-        (self.instance / "secret_key").touch()
+        for name in ("secret_key", "encryption_key"):
+            with self.subTest(name):
+                (self.instance / name).touch()
 
-        self.assert_refused(DevelopmentConfig, {}, "secret_key", "empty")
+                self.assert_refused(DevelopmentConfig, {}, name, "empty")
+                (self.instance / name).unlink()
 
     def test_instance_folder_that_cannot_be_made(self) -> None:
-        """The refusal names the folder, and the setting to use instead."""
+        """The refusal names the folder, and the settings to use instead, with which it is not made.
+
+        Each of them alone does not suffice.
+        """
         self.instance.parent.joinpath("file").touch()
+        instead = PRODUCTION | {"ENCRYPTION_KEYS": secrets.token_hex(32)}
         with mock.patch("project.config.INSTANCE", self.instance.parent / "file" / "instance"):
-            self.assert_refused(DevelopmentConfig, {}, "file/instance", "DATABASE_URL")
+            for name in instead:
+                others = {key: value for key, value in instead.items() if key != name}
+                with self.subTest(missing=name):
+                    self.assert_refused(DevelopmentConfig, others, "file/instance", *instead)
+            DevelopmentConfig.from_environment(instead)
 
 
 class TestTestingConfig(ConfigTestCase):
@@ -610,7 +625,7 @@ class TestSecretKeyFallbacks(ConfigTestCase):
 
 
 class TestIssuer(ConfigTestCase):
-    """ISSUER, TOKEN_AUDIENCE and ENCRYPTION_KEYS."""
+    """ISSUER and TOKEN_AUDIENCE, and the ENCRYPTION_KEYS that they need."""
 
     issuer = PRODUCTION | {
         "ISSUER": "https://users.example",
@@ -704,13 +719,84 @@ class TestIssuer(ConfigTestCase):
                     self.assertNotIn(key, line)
 
     def test_development(self) -> None:
-        """In development the key is made in the instance folder, and only if it is needed."""
-        without = DevelopmentConfig.from_environment({})
-        self.assertEqual((), without.ENCRYPTION_KEYS)
+        """In development there is an encryption key in the instance folder, unless one is given.
+
+        It is the same with an issuer and without one.
+        """
+        given = {"ENCRYPTION_KEYS": secrets.token_hex(32)}
+        config = DevelopmentConfig.from_environment(given)
+        self.assertEqual((given["ENCRYPTION_KEYS"],), config.ENCRYPTION_KEYS)
         self.assertFalse((self.instance / "encryption_key").exists())
 
-        settings = {"ISSUER": "http://localhost:5000"}
-        made = {DevelopmentConfig.from_environment(settings).ENCRYPTION_KEYS for _ in range(2)}
-        [[key]] = made
-        self.assertEqual((self.instance / "encryption_key").read_text(), key)
-        self.assertNotEqual(without.SECRET_KEY, key)
+        for settings in ({}, {"ISSUER": "http://localhost:5000"}, {"REQUIRE_MFA": "all"}):
+            with self.subTest(settings):
+                config = DevelopmentConfig.from_environment(settings)
+
+                made = (self.instance / "encryption_key").read_text()
+                self.assertEqual((made,), config.ENCRYPTION_KEYS)
+
+
+class TestSecondFactor(ConfigTestCase):
+    """REQUIRE_MFA, STEP_UP_SECONDS, and the ENCRYPTION_KEYS that a second factor needs."""
+
+    encrypted = PRODUCTION | {"ENCRYPTION_KEYS": secrets.token_hex(32)}
+
+    def test_defaults(self) -> None:
+        """By default no user must have a second factor, and a code serves for five minutes."""
+        for config in (ProductionConfig, DevelopmentConfig, TestingConfig):
+            with self.subTest(config=config.__name__):
+                made = config.from_environment(PRODUCTION)
+
+                self.assertEqual(("none", 300), (made.REQUIRE_MFA, made.STEP_UP_SECONDS))
+
+    def test_good(self) -> None:
+        """REQUIRE_MFA is one of three words; a code serves for at most a day, or for no time."""
+        for required in ("none", "admins", "all"):
+            for seconds in (0, 1, 86_400):
+                with self.subTest(required, seconds=seconds):
+                    settings = {"REQUIRE_MFA": required, "STEP_UP_SECONDS": str(seconds)}
+                    made = ProductionConfig.from_environment(self.encrypted | settings)
+
+                    self.assertEqual((required, seconds), (made.REQUIRE_MFA, made.STEP_UP_SECONDS))
+
+    def test_refused(self) -> None:
+        """Any other value is refused with its name, in all environments."""
+        for name, values in {
+            "REQUIRE_MFA": ("admin", "All", "true", "1", "none "),
+            "STEP_UP_SECONDS": ("-1", "86401", "5 minutes", "1.5"),
+        }.items():
+            for value in values:
+                for config in (ProductionConfig, DevelopmentConfig, TestingConfig):
+                    with self.subTest(name, value=value, config=config.__name__):
+                        environment = self.encrypted | {name: value}
+                        self.assert_refused(config, environment, f"{name}={value!r}: ")
+
+    def test_encryption_keys_are_required(self) -> None:
+        """In production REQUIRE_MFA needs ENCRYPTION_KEYS, and the refusal is one line."""
+        for required in ("admins", "all"):
+            for config in (ProductionConfig, BaseConfig):
+                with self.subTest(required, config=config.__name__):
+                    settings = {"REQUIRE_MFA": required, "ENCRYPTION_KEYS": " "}
+                    line = self.assert_refused(config, self.encrypted | settings)
+
+                    reason = "REQUIRE_MFA needs ENCRYPTION_KEYS too"
+                    self.assertEqual(f"Configuration error: {reason}", line)
+        settings = {"REQUIRE_MFA": "none", "ENCRYPTION_KEYS": ""}
+        made = ProductionConfig.from_environment(self.encrypted | settings)
+        self.assertEqual((), made.ENCRYPTION_KEYS)
+
+    def test_encryption_keys(self) -> None:
+        """ENCRYPTION_KEYS are as strict without an issuer as with one."""
+        fallback = secrets.token_hex(32)
+        for text, reason in {
+            "changeme": "number 1 is shorter than 32 bytes",
+            STRONG_KEY: "a key of SECRET_KEY",
+            fallback: "a key of SECRET_KEY",
+        }.items():
+            with self.subTest(reason):
+                settings = {"ENCRYPTION_KEYS": text, "SECRET_KEY_FALLBACKS": fallback}
+                line = self.assert_refused(
+                    ProductionConfig, PRODUCTION | settings, "ENCRYPTION_KEYS", reason
+                )
+
+                self.assertNotIn(text, line)

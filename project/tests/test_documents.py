@@ -41,6 +41,7 @@ RUN = [
     (r"\. venv/bin/activate", CI, r"^\. venv/bin/activate"),
     (r"\.ci/run", CI, r"^#!/usr/bin/env bash"),
     (r"pg_(dump|restore) .*", TESTS, r"pg_\(\?:dump\|restore\) "),
+    (r"curl .*(/totp|/recovery_codes|/mfa|/password -H|hedy).*", TESTS, r"class TestMfaCalls"),
     (
         r"curl -X POST http://127\.0\.0\.1:5000/.*(LINK|TOKEN|grace).*",
         TESTS,

@@ -92,6 +92,11 @@ class SessionsTestCase(BaseTestCase):
             ("GET", "/auth/sessions"),
             ("DELETE", f"/auth/sessions/{'x' * 22}"),
             ("POST", "/auth/password"),
+            ("GET", "/auth/totp"),
+            ("POST", "/auth/totp"),
+            ("POST", "/auth/totp/confirm"),
+            ("DELETE", "/auth/totp"),
+            ("POST", "/auth/recovery_codes"),
         ):
             with self.subTest(path, method=method):
                 response = self.client.open(path, method=method, headers=bearer(token))

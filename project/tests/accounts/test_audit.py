@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sqlalchemy import event, update
+import pyotp
+from sqlalchemy import event, select, update
 from werkzeug.test import TestResponse
 
 from project import clock, db
 from project.accounts import administration, audit, links, rate_limits
-from project.models import User
+from project.lib import database
+from project.models import User, recovery_codes_table, totp_factors_table
 from project.tests.base import BaseTestCase, bearer
-from project.tests.rows import ORIGIN, add_user, stored_events, stored_sessions, stored_users
+from project.tests.rows import (
+    ORIGIN,
+    add_user,
+    start_session,
+    stored_events,
+    stored_sessions,
+    stored_users,
+)
+from project.tests.tokens.claims import session_of
 from project.tokens.links import Purpose
 
 AGENT = "Mozilla/5.0 (X11; Linux x86_64)"
@@ -33,18 +43,34 @@ class AuditTestCase(BaseTestCase):
         super().setUp()
         self.user = add_user("test", "test@test.com", "test")
 
+    def ask(
+        self,
+        method: str,
+        path: str,
+        token: str | None = None,
+        /,
+        request_id: str = "req-1",
+        **body: Any,
+    ) -> TestResponse:
+        """Return the response to a request."""
+        headers = {"User-Agent": AGENT, "X-Request-ID": request_id}
+        headers |= bearer(token) if token else {}
+        origin = {"REMOTE_ADDR": "203.0.113.7"}
+        return self.client.open(
+            path, method=method, json=body, headers=headers, environ_base=origin
+        )
+
     def post(
         self, path: str, token: str | None = None, /, request_id: str = "req-1", **body: Any
     ) -> TestResponse:
         """Return the response to a POST."""
-        headers = {"User-Agent": AGENT, "X-Request-ID": request_id}
-        headers |= bearer(token) if token else {}
-        origin = {"REMOTE_ADDR": "203.0.113.7"}
-        return self.client.post(path, json=body, headers=headers, environ_base=origin)
+        return self.ask("POST", path, token, request_id, **body)
 
-    def log_in(self, password: str = "test", email: str = "test@test.com") -> TestResponse:
-        """Return the response to a login."""
-        return self.post("/auth/login", email=email, password=password)
+    def log_in(
+        self, password: str = "test", email: str = "test@test.com", **body: str
+    ) -> TestResponse:
+        """Return the response to a login, with more members in its body."""
+        return self.post("/auth/login", email=email, password=password, **body)
 
     def assert_recorded(self, kind: audit.Kind, details: dict[str, Any], **columns: Any) -> None:
         """Check the kind, the details, the users and the origin of the newest event."""
@@ -311,6 +337,279 @@ class TestRecordedEvents(AuditTestCase):
         tokens = [self.pair[name] for name in ("auth_token", "refresh_token")]
         for secret in (WRONG, NEW, typed, "whatever", "third one", *hashes, *tokens):
             self.assertNotIn(secret, text)
+
+
+class TestSecondFactor(AuditTestCase):
+    """Every step with an authenticator and with recovery codes is an event."""
+
+    def setUp(self) -> None:
+        """Log the user in, and begin to set an authenticator up."""
+        super().setUp()
+        self.move_clock(0)
+        self.token = self.log_in().get_json()["auth_token"]
+        self.own = {"session_id": stored_sessions()[0]["id"]}
+        begun = self.post("/auth/totp", self.token, current_password="test").get_json()
+        self.authenticator = pyotp.TOTP(begun["data"]["secret"])
+
+    def next_code(self) -> str:
+        """Move the clock to the next code of the authenticator, and return it."""
+        self.move_clock(30)
+        return self.authenticator.at(clock.utcnow())
+
+    def enrol(self) -> list[str]:
+        """Turn the authenticator on, and return the recovery codes."""
+        answer = self.post("/auth/totp/confirm", self.token, code=self.next_code())
+        self.assertEqual(200, answer.status_code)
+        codes: list[str] = answer.get_json()["data"]["recovery_codes"]
+        return codes
+
+    def kinds(self, number: int) -> list[str]:
+        """Return the kinds of the newest events."""
+        return [event["kind"] for event in stored_events()[-number:]]
+
+    def add_admin(self) -> tuple[int, str]:
+        """Add an admin without an authenticator, and return their ID and their token."""
+        admin = add_user("admin", "admin@test.com", "test", admin=True)
+        return admin.id, start_session(admin).auth_token
+
+    def test_started(self) -> None:
+        """A user gets a secret, and another one."""
+        self.assert_recorded(audit.Kind.TOTP_STARTED, {}, **self.own)
+        self.post("/auth/totp", self.token, current_password="test")
+        self.assertEqual(["totp_started", "totp_started"], self.kinds(2))
+
+    def test_enabled(self) -> None:
+        """The code that turns the authenticator on is recorded, and how many sessions that ended.
+
+        They are not recorded one by one.
+        """
+        self.log_in()
+        self.log_in()
+        self.enrol()
+
+        self.assert_recorded(audit.Kind.TOTP_ENABLED, {"sessions": 2}, **self.own)
+        expected = ["logged_in", "logged_in", "code_given", "totp_enabled"]
+        self.assertEqual(expected, self.kinds(4))
+
+    def test_login(self) -> None:
+        """A login with a code records how; one without a code, or with a wrong one, is refused."""
+        recovery_code, *_ = self.enrol()
+        refused = audit.Kind.LOGIN_REFUSED
+        answer = self.log_in()
+        self.assertEqual(401, answer.status_code)
+        self.assert_recorded(refused, {"why": "mfa_required", "pause": 0})
+        mfa_token = answer.get_json()["mfa_token"]
+
+        wrong = {"why": "wrong_code", "pause": 0}
+        self.assertEqual(400, self.log_in(code="A" * 24).status_code)
+        self.assert_recorded(refused, wrong)
+        answer = self.post("/auth/login/mfa", mfa_token=mfa_token, code="A" * 24)
+        self.assertEqual(400, answer.status_code)
+        self.assert_recorded(refused, wrong)
+
+        answer = self.post("/auth/login/mfa", mfa_token=mfa_token, code=self.next_code())
+        self.assertEqual(200, answer.status_code)
+        about = {"session_id": session_of(answer.get_json()["auth_token"])}
+        self.assert_recorded(audit.Kind.LOGGED_IN, {"amr": "pwd otp"}, **about)
+
+        answer = self.log_in(code=recovery_code)
+        about = {"session_id": session_of(answer.get_json()["auth_token"])}
+        self.assert_recorded(audit.Kind.LOGGED_IN, {"amr": "pwd rc"}, **about)
+        self.assertEqual(["recovery_code_used", "logged_in"], self.kinds(2))
+
+    def test_forged_second_step(self) -> None:
+        """A second step without a genuine token is no event: any client could fill the table."""
+        self.enrol()
+        before = stored_events()
+        answer = self.post("/auth/login/mfa", mfa_token="forged", code=self.next_code())
+
+        self.assertEqual(401, answer.status_code)
+        self.assertEqual(before, stored_events())
+
+    def test_pause(self) -> None:
+        """The wrong code that begins a pause records its length; a code during it is no event."""
+        self.enrol()
+        self.app.config["RATE_LIMITS"] = True
+        rate_limits.init_app(self.app)
+        for pause in (0, 0, 0, 0, 60):
+            self.assertEqual(400, self.log_in(code="A" * 24).status_code)
+            details = {"why": "wrong_code", "pause": pause}
+            self.assert_recorded(audit.Kind.LOGIN_REFUSED, details)
+        before = stored_events()
+
+        self.assertEqual(429, self.log_in(code=self.next_code()).status_code)
+
+        self.assertEqual(before, stored_events())
+
+    def test_code_given(self) -> None:
+        """A code that a session gives for a change is recorded with its kind, before the change."""
+        recovery_code, *_ = self.enrol()
+        path = f"/users/{self.user.id}"
+        for name, method, code in (("a", "otp", self.next_code()), ("b", "rc", recovery_code)):
+            body = {"username": name, "current_password": "test", "code": code}
+            answer = self.ask("PATCH", path, self.token, **body)
+            self.assertEqual(200, answer.status_code)
+            given, changed = stored_events()[-2:]
+            expected = ("code_given", {"method": method}, self.own["session_id"])
+            self.assertEqual(expected, (given["kind"], given["details"], given["session_id"]))
+            self.assertEqual("user_changed", changed["kind"])
+        expected_kinds = ["recovery_code_used", "code_given", "user_changed"]
+        self.assertEqual(expected_kinds, self.kinds(3))
+
+        self.ask("PATCH", path, self.token, username="c", current_password="test")
+        self.assertEqual(["user_changed", "user_changed"], self.kinds(2))
+
+    def test_recovery_code_used(self) -> None:
+        """A recovery code that is used is recorded, and not which one."""
+        code, *_ = self.enrol()
+        self.log_in(code=code)
+
+        used = stored_events()[-2]
+        self.assertEqual(("recovery_code_used", {}), (used["kind"], used["details"]))
+        self.assertEqual((self.user.id, "203.0.113.7"), (used["user_id"], used["ip"]))
+
+    def test_recovery_codes_replaced(self) -> None:
+        """New recovery codes are recorded."""
+        self.enrol()
+        answer = self.post("/auth/recovery_codes", self.token, current_password="test")
+
+        self.assertEqual(200, answer.status_code)
+        self.assert_recorded(audit.Kind.RECOVERY_CODES_REPLACED, {}, **self.own)
+
+    def test_disabled(self) -> None:
+        """An authenticator that the user turns off is recorded."""
+        self.enrol()
+        answer = self.ask("DELETE", "/auth/totp", self.token, current_password="test")
+
+        self.assertEqual(200, answer.status_code)
+        self.assert_recorded(audit.Kind.TOTP_DISABLED, {}, **self.own)
+
+    def test_reset(self) -> None:
+        """A reset says who did it: an admin, the operator, or the user who forgot the password."""
+        self.enrol()
+        admin_id, admin = self.add_admin()
+        answer = self.ask("DELETE", f"/users/{self.user.id}/totp", admin)
+        self.assertEqual(200, answer.status_code)
+        details = {"why": "admin", "sessions": 1}
+        self.assert_recorded(audit.Kind.TOTP_RESET, details, actor_id=admin_id)
+
+        db.session.execute(update(User).values(mfa_enabled=True))
+        db.session.commit()
+        administration.reset_totp_of("test@test.com", audit.Origin(None, "manage.py"))
+        db.session.commit()
+        details = {"why": "operator", "sessions": 0}
+        origin = {"ip": None, "user_agent": "manage.py", "request_id": None}
+        self.assert_recorded(audit.Kind.TOTP_RESET, details, **origin)
+
+    def test_reset_of_password(self) -> None:
+        """A reset of the password records an authenticator that it has removed, and no other."""
+        self.app.config.update(SMTP_URL="smtp://127.0.0.1:1", LINK_BASE_URL="https://app.example")
+        self.enrol()
+        self.reset_password()
+        details = {"why": "password_reset", "sessions": 0}
+        self.assert_recorded(audit.Kind.TOTP_RESET, details)
+
+        self.reset_password()
+        self.assertEqual(["password_reset", "totp_reset", "password_reset"], self.kinds(3))
+
+    def reset_password(self) -> None:
+        """Reset the password of the user with a link."""
+        user: Any = links.user_by_id(self.user.id)
+        link = links.for_user(Purpose.RESET, user, 60).url.partition("?token=")[2]
+        answer = self.post("/auth/password/reset", token=link, new_password="test")
+        self.assertEqual(200, answer.status_code)
+
+    def test_refused(self) -> None:
+        """A refused change of the second factor is recorded with its reason."""
+        refused = audit.Kind.TOTP_REFUSED
+        wrong_password = {"why": "wrong_password", "pause": 0}
+        wrong_code = {"why": "wrong_code", "pause": 0}
+        body = {"current_password": WRONG, "code": "A" * 24}
+        self.post("/auth/totp", self.token, current_password=WRONG)
+        self.assert_recorded(refused, wrong_password, **self.own)
+        self.post("/auth/totp/confirm", self.token, code="A" * 24)
+        self.assert_recorded(refused, wrong_code, **self.own)
+        self.enrol()
+        for method, path in (("POST", "/auth/recovery_codes"), ("DELETE", "/auth/totp")):
+            with self.subTest(path):
+                self.ask(method, path, self.token, **body)
+                self.assert_recorded(refused, wrong_password, **self.own)
+                self.ask(method, path, self.token, **body | {"current_password": "test"})
+                self.assert_recorded(refused, wrong_code, **self.own)
+
+        admin_id, admin = self.add_admin()
+        answer = self.ask("DELETE", f"/users/{admin_id}/totp", self.token)
+        self.assertEqual(403, answer.status_code)
+        other = add_user("other", "other@test.com", "test")
+        answer = self.ask("DELETE", f"/users/{other.id}/totp", admin)
+        self.assertEqual(404, answer.status_code)
+        about = {"user_id": other.id, "actor_id": admin_id}
+        self.assert_recorded(refused, {"why": "totp_not_found"}, **about)
+
+    def test_refused_changes(self) -> None:
+        """A change of the account with a wrong code is recorded as refused."""
+        self.enrol()
+        body, code = {"current_password": "test"}, {"code": "A" * 24}
+        path = f"/users/{self.user.id}"
+        details = {"why": "wrong_code", "pause": 0}
+        for method, route, kind, more in (
+            ("POST", "/auth/password", audit.Kind.PASSWORD_CHANGE_REFUSED, {"new_password": NEW}),
+            ("PATCH", path, audit.Kind.USER_CHANGE_REFUSED, {"username": "new"}),
+            ("DELETE", "/auth/account", audit.Kind.DELETION_REFUSED, {}),
+        ):
+            with self.subTest(route):
+                answer = self.ask(method, route, self.token, **body | code | more)
+                self.assertEqual(400, answer.status_code)
+                self.assert_recorded(kind, details, **self.own)
+
+    def test_no_code_sent(self) -> None:
+        """A change that is refused because there is no code is no event."""
+        self.enrol()
+        self.move_clock(300)
+        before = stored_events()
+        answer = self.ask("DELETE", "/auth/totp", self.token, current_password="test")
+
+        self.assertEqual(403, answer.status_code)
+        self.assertEqual(before, stored_events())
+
+    def test_no_change_without_an_event(self) -> None:
+        """Without its event no step changes anything, and no code is used up."""
+        code = self.next_code()
+        self.app.config["PROPAGATE_EXCEPTIONS"] = False
+        before = self.everything()
+        with mock.patch("project.accounts.audit.record", side_effect=RuntimeError):
+            for answer in (
+                self.post("/auth/totp", self.token, current_password="test"),
+                self.post("/auth/totp/confirm", self.token, code=code),
+                self.post("/auth/totp/confirm", self.token, code="A" * 24),
+            ):
+                self.assertEqual(500, answer.status_code)
+        self.assertEqual(before, self.everything())
+
+        recovery_code, *_ = self.enrol()
+        body = {"current_password": "test", "code": self.next_code()}
+        _, admin = self.add_admin()
+        before = self.everything()
+        with mock.patch("project.accounts.audit.record", side_effect=RuntimeError):
+            for answer in (
+                self.log_in(code=body["code"]),
+                self.log_in(code=recovery_code),
+                self.log_in(),
+                self.post("/auth/recovery_codes", self.token, **body),
+                self.ask("DELETE", "/auth/totp", self.token, **body),
+                self.ask("DELETE", f"/users/{self.user.id}/totp", admin),
+            ):
+                self.assertEqual(500, answer.status_code)
+        self.assertEqual(before, self.everything())
+
+    def everything(self) -> list[list[dict[str, Any]]]:
+        """Return the rows of all tables that a step changes."""
+        tables = (totp_factors_table, recovery_codes_table)
+        factors = [
+            [row._asdict() for row in database.fetch_all(select(table).order_by(*table.c))]
+            for table in tables
+        ]
+        return [stored_users(), stored_sessions(), stored_events(), *factors]
 
 
 class TestAtomicity(AuditTestCase):

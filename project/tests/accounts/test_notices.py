@@ -3,10 +3,11 @@
 from typing import Any, ClassVar
 from unittest import mock
 
+import pyotp
 from sqlalchemy import update
 
 from project import clock, db
-from project.accounts import administration, rate_limits
+from project.accounts import administration, audit, rate_limits
 from project.models import Mail, User
 from project.tests.accounts.mail_case import MailTestCase, body_of
 from project.tests.base import bearer
@@ -225,3 +226,107 @@ class TestNotices(NoticesTestCase):
         self.assertEqual(2, len(messages))
         for message in messages:
             self.assertNotIn("attacker", message.as_string())
+
+
+class TestSecondFactor(NoticesTestCase):
+    """Events of the second factor."""
+
+    OFF = "Codes are no longer needed to log in at Example"
+
+    def setUp(self) -> None:
+        """Begin to set an authenticator up, which causes no notice."""
+        super().setUp()
+        begun = self.post("/auth/totp", self.token, current_password="test").get_json()
+        self.authenticator = pyotp.TOTP(begun["data"]["secret"])
+        self.assertEqual([], stored_mails())
+
+    def enrol(self) -> list[str]:
+        """Turn the authenticator on, and return the recovery codes; send the notice of it."""
+        answer = self.post("/auth/totp/confirm", self.token, code=self.next_code())
+        self.send_mail()
+        codes: list[str] = answer.get_json()["data"]["recovery_codes"]
+        return codes
+
+    def next_code(self) -> str:
+        """Move the clock to the next code of the authenticator, and return it."""
+        self.move_clock(30)
+        return self.authenticator.at(clock.utcnow())
+
+    def log_in(self, code: str, password: str = "test") -> int:
+        """Return the status of the response to a login with a code."""
+        body = {"email": "ada@test.com", "password": password, "code": code}
+        return self.post("/auth/login", **body).status_code
+
+    def test_enabled(self) -> None:
+        """An authenticator that is turned on, and not one that a wrong code should turn on."""
+        answer = self.post("/auth/totp/confirm", self.token, code="A" * 24)
+        self.assertEqual((400, []), (answer.status_code, stored_mails()))
+        answer = self.post("/auth/totp/confirm", self.token, code=self.next_code())
+        self.assertEqual(200, answer.status_code)
+
+        self.assert_notice("totp_enabled", "Codes are now needed to log in at Example")
+
+    def test_disabled(self) -> None:
+        """An authenticator that the user turns off, and not one that a wrong code should."""
+        self.enrol()
+        body, headers = {"current_password": "test", "code": "A" * 24}, bearer(self.token)
+        answer = self.client.delete("/auth/totp", json=body, headers=headers)
+        self.assertEqual((400, []), (answer.status_code, stored_mails()))
+        body["code"] = self.next_code()
+        answer = self.client.delete("/auth/totp", json=body, headers=headers)
+        self.assertEqual(200, answer.status_code)
+
+        self.assert_notice("totp_disabled", self.OFF)
+
+    def test_reset(self) -> None:
+        """An authenticator that an admin or the operator removes."""
+        self.enrol()
+        path, headers = f"/users/{self.user.id}/totp", bearer(self.admin.auth_token)
+        self.assertEqual(200, self.client.delete(path, headers=headers).status_code)
+        self.assert_notice("totp_disabled", self.OFF, None)
+        self.assertEqual(404, self.client.delete(path, headers=headers).status_code)
+        self.assertEqual([], stored_mails())
+
+        db.session.execute(update(User).values(mfa_enabled=True))
+        db.session.commit()
+        administration.reset_totp_of("ada@test.com", audit.Origin(None, "manage.py"))
+        db.session.commit()
+        self.assert_notice("totp_disabled", self.OFF, None)
+
+    def test_recovery_codes_replaced(self) -> None:
+        """New recovery codes, and none after a wrong password."""
+        self.enrol()
+        for password, status in (("wrong", 400), ("test", 200)):
+            body = {"current_password": password, "code": self.next_code()}
+            self.assertEqual([], stored_mails())
+            answer = self.post("/auth/recovery_codes", self.token, **body)
+            self.assertEqual(status, answer.status_code)
+
+        subject = "New recovery codes for your account at Example"
+        self.assert_notice("recovery_codes_replaced", subject)
+
+    def test_recovery_code_used(self) -> None:
+        """A recovery code that is used; it is not told of a second use, which is refused."""
+        code, *_ = self.enrol()
+        path, body = f"/users/{self.user.id}", {"username": "lovelace"}
+        body |= {"current_password": "test", "code": code}
+        answer = self.client.patch(path, json=body, headers=bearer(self.token))
+        self.assertEqual(200, answer.status_code)
+
+        subject = "A recovery code of your account at Example was used"
+        self.assert_notice("recovery_code_used", subject)
+        answer = self.client.patch(path, json=body, headers=bearer(self.token))
+        self.assertEqual((400, []), (answer.status_code, stored_mails()))
+
+    def test_wrong_codes(self) -> None:
+        """Wrong codes after the right password, when they begin a pause; not wrong passwords."""
+        self.enrol()
+        for _ in range(4):
+            self.assertEqual(400, self.log_in("A" * 24))
+        self.assertEqual(404, self.log_in("A" * 24, "wrong"))
+        self.assertEqual([], stored_mails())
+        self.assertEqual(400, self.log_in("A" * 24))
+
+        self.assert_notice("wrong_codes", "Wrong codes for your account at Example")
+        self.assertEqual(429, self.log_in(self.next_code()))
+        self.assertEqual([], stored_mails())

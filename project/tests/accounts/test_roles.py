@@ -298,7 +298,7 @@ class TestWithoutIssuer(RolesTestCase):
 
         token = self.login("ada@test.com").get_json()["auth_token"]
 
-        self.assertEqual({"exp", "iat", "sub", "sid"}, set(claims_of(token)))
+        self.assertEqual({"exp", "iat", "sub", "sid", "amr"}, set(claims_of(token)))
 
 
 class TestIssuer(RolesTestCase):

@@ -47,7 +47,7 @@ class TestStart(SessionsTestCase):
         self.assertEqual([], stored_sessions())
 
     def test_row(self) -> None:
-        """A session's row has its user, its times and where it was started."""
+        """A session's row has its user, its times, and where and how it was started."""
         row = self.start_from(REMOTE_ADDR="2001:db8::7", HTTP_USER_AGENT="tests/1.0")
 
         now = clock.utcnow()
@@ -61,6 +61,8 @@ class TestStart(SessionsTestCase):
                 "token_expires_at": now + timedelta(seconds=3_600),
                 "ip": "2001:db8::7",
                 "user_agent": "tests/1.0",
+                "amr": ["pwd"],
+                "code_given_at": None,
             },
             {name: value for name, value in row.items() if name != "id"},
         )
@@ -154,13 +156,13 @@ class TestList(SessionsTestCase):
     """A user lists their live sessions."""
 
     def test_shape(self) -> None:
-        """A session is shown with its times and its device only."""
+        """A session is shown with its times, its device and how the user logged in only."""
         row = self.start_from(REMOTE_ADDR="192.0.2.7", HTTP_USER_AGENT="tests/1.0")
         self.move_clock(60)
 
         response = self.get("/auth/sessions", self.start())
 
-        del row["user_id"], row["generation"], row["token_expires_at"]
+        del row["user_id"], row["generation"], row["token_expires_at"], row["code_given_at"]
         for name in ("created_at", "last_used_at", "expires_at"):
             row[name] = row[name].strftime("%Y-%m-%dT%H:%M:%SZ")
         data = response.get_json()

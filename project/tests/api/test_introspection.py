@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import jwt
+import pyotp
 from sqlalchemy import update
 
 from project import clock, db, errors
@@ -72,6 +73,7 @@ class TestActive(IntrospectionTestCase):
             "username": "ada",
             "iat": int(clock.utcnow().timestamp()),
             "sid": self.session_id,
+            "amr": ["pwd"],
         }
 
     def test_auth_token(self) -> None:
@@ -161,6 +163,21 @@ class TestActive(IntrospectionTestCase):
                     self.assertEqual(scope, self.introspect(token)["scope"])
         self.assertEqual("admin editor", claims_of(self.start()["auth_token"])["scope"])
 
+    def test_methods(self) -> None:
+        """`amr` is how the user has proved who they are up to now, not up to the token."""
+        before = self.tokens()
+        headers, password = bearer(self.token), {"current_password": "test"}
+        begun = self.client.post("/auth/totp", json=password, headers=headers).get_json()
+        code = pyotp.TOTP(begun["data"]["secret"]).at(clock.utcnow())
+        answer = self.client.post("/auth/totp/confirm", json={"code": code}, headers=headers)
+        self.assertEqual(200, answer.status_code)
+
+        for name, token in before.items():
+            with self.subTest(name):
+                self.assertEqual(["pwd", "otp"], self.introspect(token)["amr"])
+        self.assertEqual(["pwd"], claims_of(self.token)["amr"])
+        self.assertEqual(["pwd", "otp"], claims_of(self.refresh()["auth_token"])["amr"])
+
     def test_username(self) -> None:
         """The name is the one that the user has now."""
         db.session.execute(update(User).values(username="lovelace"))
@@ -234,6 +251,17 @@ class TestInactive(IntrospectionTestCase):
         body = {"current_password": "test"}
         answer = self.client.delete("/auth/account", json=body, headers=bearer(self.token))
         self.assertEqual(200, answer.status_code)
+        self.assert_inactive()
+
+    def test_has_to_enrol(self) -> None:
+        """No token is active while the user must have a second factor and has none."""
+        self.app.config["REQUIRE_MFA"] = "all"
+        self.assert_inactive()
+        self.assert_inactive(new=self.start()["auth_token"])
+        self.app.config["REQUIRE_MFA"] = "admins"
+        for token in self.made.values():
+            self.assertIs(True, self.introspect(token)["active"])
+        self.set_roles(admin=True)
         self.assert_inactive()
 
     def test_other_audience(self) -> None:

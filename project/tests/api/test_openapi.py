@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import orjson
+import pyotp
 from flask import Flask
 from jsonschema_rs import Draft202012Validator
 from werkzeug.test import TestResponse
 
-from project import create_app, db, errors
+from project import clock, create_app, db, errors
 from project.accounts import clients
 from project.accounts.audit import Kind
 from project.api import openapi
@@ -67,7 +68,10 @@ class TestDocument(BaseTestCase):
         self.assertEqual(len(identities), len(set(identities)))
 
     def test_every_route(self) -> None:
-        """Every method of every route is documented, with a summary."""
+        """Every method of every route is documented, with a summary and a description.
+
+        Spectral warns of an operation without a description.
+        """
         routes = {
             f"{method} {rule.rule.replace('<', '{').replace('>', '}')}"
             for rule in self.app.url_map.iter_rules()
@@ -81,6 +85,7 @@ class TestDocument(BaseTestCase):
             with self.subTest(name):
                 self.assertRegex(operation["summary"], r"\A[A-Z].*\.\Z")
                 self.assertNotIn("<br/>", operation.get("description", ""))
+                self.assertTrue(operation.get("description"))
                 self.assertIn("500", operation["responses"])
                 self.assertNotIn("422", operation["responses"])
 
@@ -104,9 +109,16 @@ class TestDocument(BaseTestCase):
             "GET /auth/status": required,
             "POST /auth/logout": required,
             "GET /users/{user_id}/events": required,
+            "GET /auth/totp": required,
+            "POST /auth/totp": required,
+            "POST /auth/totp/confirm": required,
+            "DELETE /auth/totp": required,
+            "POST /auth/recovery_codes": required,
+            "DELETE /users/{user_id}/totp": required,
             "GET /users": either,
             "GET /users/{user_id}": either,
             "POST /auth/login": none,
+            "POST /auth/login/mfa": none,
             "POST /auth/refresh": none,
             "GET /ping": none,
             "GET /.well-known/jwks.json": none,
@@ -130,14 +142,14 @@ class TestDocument(BaseTestCase):
             if status != "200"
         }
         expected = {
-            "400": {"invalid_payload"},
-            "401": {"account_inactive"},
+            "400": {"invalid_payload", "wrong_code"},
+            "401": {"account_inactive", "mfa_required"},
             "403": {"email_unverified", "https_required"},
             "404": {"invalid_credentials"},
             "413": {"payload_too_large"},
             "429": {"too_many_attempts"},
             "500": {"internal_error"},
-            "503": {"busy", "database_unavailable"},
+            "503": {"busy", "database_unavailable", "mfa_not_configured"},
         }
         self.assertEqual(expected, codes)
         self.assertEqual({"Retry-After", "X-Request-ID"}, set(login["429"]["headers"]))
@@ -223,10 +235,14 @@ class TestDocument(BaseTestCase):
             for member in set(schema.get("properties", ())) - set(schema.get("required", ()))
         }
         self.assertEqual({}, defaults)
-        change = {"username", "email", "active", "admin", "roles", "current_password"}
+        change = {"username", "email", "active", "admin", "roles", "current_password", "code"}
         claims = {
             *("iss", "aud", "sub", "client_id", "username", "scope", "token_type"),
-            *("iat", "exp", "jti", "sid", "auth_time"),
+            *("iat", "exp", "jti", "sid", "auth_time", "amr"),
+        }
+        with_code = {
+            *("Credentials", "OptionalCode", "Confirmation"),
+            *("AccountDeletion", "EmailChange", "PasswordChange"),
         }
         self.assertEqual(
             {
@@ -236,7 +252,9 @@ class TestDocument(BaseTestCase):
                 "PasswordChange.keep_sessions",
                 *("TokenRequest.scope", "ClientToken.scope", "PresentedToken.token_type_hint"),
                 *("Error.error", "FieldError.error", "ServerError.error"),
+                "Error.mfa_token",
             }
+            | {f"{name}.code" for name in with_code}
             | {f"Introspection.{member}" for member in claims}
             | {f"UserChange.{member}" for member in change},
             optional,
@@ -251,7 +269,7 @@ class TestDocument(BaseTestCase):
             for content in operation.get("requestBody", {"content": {}})["content"].items()
         }
 
-        self.assertEqual(18, len(bodies))
+        self.assertEqual(25, len(bodies))
         for name, (kind, body) in bodies.items():
             with self.subTest(name):
                 form = name.startswith("POST /oauth")
@@ -262,6 +280,16 @@ class TestDocument(BaseTestCase):
                 self.assertEqual(
                     [], list(Draft202012Validator(schema).iter_errors(body["example"]))
                 )
+
+    def test_optional_bodies(self) -> None:
+        """Every body is required, except those of requests that needed none before codes."""
+        optional = {
+            name
+            for name, operation in self.operations().items()
+            if not operation.get("requestBody", {"required": True})["required"]
+        }
+
+        self.assertEqual({"DELETE /users/{user_id}", "DELETE /users/{user_id}/totp"}, optional)
 
     def test_words_may_change(self) -> None:
         """Responses may gain members, and messages are texts; codes and kinds are enums."""
@@ -416,13 +444,18 @@ class TestExamples(BaseTestCase):
         self.call("logout_user_get", 200, "/auth/logout?scope=others", token=token)
         self.call("logout_user_post", 200, "/auth/logout", method="POST", token=token)
         self.follow_links(ada["id"])
+        self.use_authenticator()
         add_user("root", "root@example.com", "root", admin=True)
         credentials = {"email": "root@example.com", "password": "root"}
         token = self.client.post("/auth/login", json=credentials).get_json()["auth_token"]
+        authenticator = self.set_authenticator_up("root", token)
         self.call("invite_user", 202, "/users/invitations", {"email": "hedy@example.com"}, token)
         body = {"token": self.link(), "username": "hedy", "password": "correct horse"}
         self.call("accept_invitation", 201, "/auth/invitation", body)
-        self.call("delete_user", 200, f"/users/{ada['id']}", None, token, "DELETE")
+        body = {"code": self.next_code(authenticator)}
+        self.call("reset_totp", 200, f"/users/{ada['id']}/totp", body, token, "DELETE")
+        body = {"code": self.next_code(authenticator)}
+        self.call("delete_user", 200, f"/users/{ada['id']}", body, token, "DELETE")
         add_user("other", "other@example.com", "other", admin=True)
         body = {"current_password": "root"}
         self.call("delete_account", 200, "/auth/account", body, token, "DELETE")
@@ -462,6 +495,41 @@ class TestExamples(BaseTestCase):
         self.call("change_email", 202, "/auth/email", body, token)
         self.call("confirm_email", 200, "/auth/email/confirm", {"token": self.link()})
 
+    def use_authenticator(self) -> None:
+        """Set an authenticator up, log in with its codes, turn it off, and set up another one."""
+        credentials = {"email": "lovelace@example.com", "password": ADA["password"]}
+        token = self.client.post("/auth/login", json=credentials).get_json()["auth_token"]
+        password = {"current_password": ADA["password"]}
+        data = self.call("begin_totp", 200, "/auth/totp", password, token)["data"]
+        authenticator = pyotp.TOTP(data["secret"])
+        body = {"code": self.next_code(authenticator)}
+        self.call("confirm_totp", 200, "/auth/totp/confirm", body, token)
+        refused = self.client.post("/auth/login", json=credentials).get_json()
+        body = {"mfa_token": refused["mfa_token"], "code": self.next_code(authenticator)}
+        token = self.call("login_with_code", 200, "/auth/login/mfa", body)["auth_token"]
+        self.call("get_totp", 200, "/auth/totp", token=token)
+        body = password | {"code": self.next_code(authenticator)}
+        self.call("replace_recovery_codes", 200, "/auth/recovery_codes", body, token)
+        body = password | {"code": self.next_code(authenticator)}
+        self.call("turn_off_totp", 200, "/auth/totp", body, token, "DELETE")
+        self.set_authenticator_up(ADA["password"], token)
+        send_mail(self.app)  # what tells the user of it
+
+    def set_authenticator_up(self, password: str, token: str) -> pyotp.TOTP:
+        """Set an authenticator up that is not recorded, and return it."""
+        body = {"current_password": password}
+        answer = self.client.post("/auth/totp", json=body, headers=bearer(token)).get_json()
+        authenticator = pyotp.TOTP(answer["data"]["secret"])
+        body = {"code": self.next_code(authenticator)}
+        answer = self.client.post("/auth/totp/confirm", json=body, headers=bearer(token))
+        self.assertEqual(200, answer.status_code)
+        return authenticator
+
+    def next_code(self, authenticator: pyotp.TOTP) -> str:
+        """Move the clock to the next code of an authenticator, and return it."""
+        self.move_clock(authenticator.interval)
+        return authenticator.at(clock.utcnow())
+
     def link(self) -> str:
         """Send the emails that are due, and return the token of the link in one of them."""
         texts = [body_of(message, "plain") for message in send_mail(self.app)]
@@ -493,7 +561,7 @@ class TestExamples(BaseTestCase):
         return answer
 
     def test_examples(self) -> None:
-        """The examples match current responses, except tokens, IDs and times; none is missing."""
+        """The examples match current responses, except secrets, IDs and times; none is missing."""
         examples = self.walk()
         if RECORD:
             text = orjson.dumps(examples, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
@@ -509,15 +577,20 @@ class TestExamples(BaseTestCase):
 
 
 def shape(example: Any) -> Any:
-    """Return an example with tokens, keys, IDs and times masked."""
+    """Return an example with tokens, keys, codes, secrets, IDs and times masked."""
     if isinstance(example, dict):
         return {key: shape(value) for key, value in example.items()}
     if isinstance(example, list):
         return [shape(value) for value in example]
     if isinstance(example, bool) or not isinstance(example, int | str):
         return example
-    volatile = r"\d+|\d+-\d+|\d{4}-.*Z|[\w-]{22}(\.\d+)?|[\w-]{43}|[\da-f]{32}|eyJ.*"
-    return "..." if re.fullmatch(volatile, str(example)) else example
+    volatile = (
+        r"\d+|\d+-\d+|\d{4}-.*Z|[\w-]{22}(\.\d+)?|[\w-]{43}|[\da-f]{32}|eyJ.*"
+        r"|([A-Z2-7]{4}-){5}[A-Z2-7]{4}"  # a recovery code
+    )
+    if re.fullmatch(volatile, str(example)):
+        return "..."
+    return re.sub(r"\b[A-Z2-7]{32}\b", "...", str(example))  # a secret, also in a URI
 
 
 class TestPage(BaseTestCase):

@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import pyotp
 from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
-from project import errors
+from project import clock, errors
 from project.lib import hashing
 from project.lib.bulkhead import Bulkhead
 from project.tests.base import BaseTestCase, bearer
@@ -17,13 +18,22 @@ from project.tests.rows import add_user, start_session, stored_sessions, stored_
 SECRET = "correct-horse-battery"
 USER = {"username": "justatest", "email": "test@test.com", "password": SECRET}
 LOGIN = {"email": "test@test.com", "password": SECRET}
-# The routes that take a body, and a valid one for each.
+PASSWORD = {"current_password": SECRET}
+CODE = {"code": "123456"}
+# The routes that require a body, and a valid one for each, with what it has to have. A route is a
+# path for a POST, or has its method in front.
 BODIES: dict[str, dict[str, str]] = {
     "/auth/register": USER,
     "/users": USER,
     "/auth/login": LOGIN,
     "/auth/refresh": {"refresh_token": SECRET},
-    "/auth/password": {"current_password": SECRET, "new_password": SECRET},
+    "/auth/password": PASSWORD | {"new_password": SECRET},
+    "/auth/login/mfa": {"mfa_token": SECRET} | CODE,
+    "/auth/totp": PASSWORD,
+    "/auth/totp/confirm": CODE,
+    "/auth/recovery_codes": PASSWORD,
+    "DELETE /auth/totp": PASSWORD,
+    "DELETE /auth/account": PASSWORD,
 }
 ROUTES = list(BODIES)
 JSON = "application/json"
@@ -40,11 +50,16 @@ class InputTestCase(BaseTestCase):
         caller = add_user("caller", "caller@test.com", "caller's password")
         self.caller = bearer(start_session(caller).auth_token)
 
-    def assert_refused(self, path: str, fields: set[str], **body: Any) -> None:
+    def send(self, route: str, **request: Any) -> TestResponse:
+        """Return the response to a request of the user to a route, as BODIES names it."""
+        method, _, path = route.rpartition(" ")
+        return self.client.open(path, method=method or "POST", headers=self.caller, **request)
+
+    def assert_refused(self, route: str, fields: set[str], **body: Any) -> None:
         """Check that exactly these fields are named, no secret is echoed and nothing changes."""
         before = stored_users(), stored_sessions()
 
-        response = self.client.post(path, headers=self.caller, **body)
+        response = self.send(route, **body)
 
         data = self.assert_error(response, errors.InvalidPayload)
         self.assertEqual(fields, set(data["errors"]))
@@ -54,9 +69,9 @@ class InputTestCase(BaseTestCase):
         self.assertNotIn(SECRET, response.get_data(as_text=True))
         self.assertEqual(before, (stored_users(), stored_sessions()))
 
-    def post_raw(self, path: str, body: bytes, content_type: str | None = JSON) -> TestResponse:
+    def send_raw(self, route: str, body: bytes, content_type: str | None = JSON) -> TestResponse:
         """Return the response to a body given as bytes."""
-        return self.client.post(path, data=body, content_type=content_type, headers=self.caller)
+        return self.send(route, data=body, content_type=content_type)
 
     def assert_registered(self, **changes: object) -> dict[str, Any]:
         """Register USER with these changes, and return the stored row."""
@@ -67,9 +82,13 @@ class InputTestCase(BaseTestCase):
 
 
 SESSION = f"/auth/sessions/{'x' * 22}"
-AUTH = ["register", "login", "refresh", "logout", "status", "password", "account", "sessions", "no"]
+AUTH = [
+    *("register", "login", "refresh", "logout", "status", "password", "account", "sessions"),
+    *("login/mfa", "totp", "totp/confirm", "recovery_codes", "no"),
+]
 HEALTH = ["/health/live", "/health/ready"]
-PATHS = ["/ping", *HEALTH, "/users", "/users/1", *(f"/auth/{word}" for word in AUTH), SESSION]
+USERS = ["/users", "/users/1", "/users/1/totp"]
+PATHS = ["/ping", *HEALTH, *USERS, *(f"/auth/{word}" for word in AUTH), SESSION]
 ELSEWHERE = ["/", "/auth", "/nothing", "/users/", "/auth/sessions/"]
 METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"]
 
@@ -103,6 +122,7 @@ class ResponsesTestCase(BaseTestCase):
         yield "login", login
         yield "wrong login", self.login()
         yield from self._session_responses(login.get_json())
+        yield from self._code_responses()
         yield "taken", self.client.post("/auth/register", json=USER)
         yield "email taken", self.client.post("/users", json=USER | {"username": "another"})
         yield "added", self.client.post("/users", json=USER | {"username": "a", "email": "a@b.c"})
@@ -142,3 +162,35 @@ class ResponsesTestCase(BaseTestCase):
         own = self.client.get("/auth/sessions", headers=headers).get_json()["data"]["sessions"][0]
         for path in (SESSION, f"/auth/sessions/{own['id']}"):
             yield path, self.client.delete(path, headers=headers)
+
+    def _code_responses(self) -> Iterator[tuple[str, TestResponse]]:
+        """Yield the responses to a user who sets an authenticator up and turns it off."""
+        token = self.login(password=SECRET).get_json()["auth_token"]
+        post, delete = (
+            partial(self.client.open, method=method, headers=bearer(token))
+            for method in ("POST", "DELETE")
+        )
+        begun = post("/auth/totp", json=PASSWORD)
+        yield "begun", begun
+        code = {"code": pyotp.TOTP(begun.get_json()["data"]["secret"]).at(clock.utcnow())}
+        yield "wrong first code", post("/auth/totp/confirm", json={"code": "0" * 24})
+        confirmed = post("/auth/totp/confirm", json=code)
+        yield "confirmed", confirmed
+        recovery_codes = confirmed.get_json()["data"]["recovery_codes"]
+        yield "exists", post("/auth/totp", json=PASSWORD)
+        yield "state", self.get("/auth/totp", token)
+        refused = self.login(password=SECRET)
+        yield "code needed", refused
+        mfa_token = {"mfa_token": refused.get_json()["mfa_token"]}
+        yield "used code", post("/auth/login/mfa", json=mfa_token | code)
+        yield "second step", post("/auth/login/mfa", json=mfa_token | {"code": recovery_codes[0]})
+        yield "no mfa_token", post("/auth/login/mfa", json={"mfa_token": token} | code)
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=()):
+            yield "no keys", post("/auth/login", json=LOGIN | code)
+        with mock.patch.dict(self.app.config, STEP_UP_SECONDS=0):
+            yield "step-up", delete("/auth/totp", json=PASSWORD)
+        yield "new recovery codes", post("/auth/recovery_codes", json=PASSWORD)
+        yield "off", delete("/auth/totp", json=PASSWORD)
+        yield "not on", delete("/auth/totp", json=PASSWORD)
+        with mock.patch.dict(self.app.config, REQUIRE_MFA="all"):
+            yield "has to enrol", self.get("/auth/status", token)

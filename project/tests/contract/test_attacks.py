@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jwt
+import pyotp
 from hypothesis import HealthCheck, Phase, configuration, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete
+from sqlalchemy import delete, insert, select, update
 from werkzeug.test import create_environ, run_wsgi_app
 
-from project import db, errors
-from project.models import User
+from project import clock, db, errors
+from project.accounts import links, second_factor
+from project.accounts.second_factor import Method
+from project.lib import database
+from project.models import User, totp_factors_table
 from project.tests import scratch
 from project.tests.base import BaseTestCase
 from project.tests.lib.log_capture import INJECTIONS
@@ -50,14 +54,19 @@ PASSWORD = "correct horse"
 # These are always refused here, as the caller is the only admin, and has no link from an email.
 ONLY_REFUSED = {
     ("DELETE", "/users/<user_id>"),
+    ("DELETE", "/users/<user_id>/totp"),
     ("DELETE", "/auth/account"),
     *(
         ("POST", f"/auth/{path}")
         for path in ("password/reset", "verify", "email/confirm", "invitation")
     ),
 }
-# Placeholders for the tokens of a live session, its ID and its user.
+# These are for a user without an authenticator.
+ENROLMENT = {("POST", "/auth/totp"), ("POST", "/auth/totp/confirm")}
+# Placeholders for the tokens of a live session, its ID and its user, and for what a login with a
+# code needs.
 AUTH, REFRESH, SESSION, USER = "<auth token>", "<refresh token>", "<session id>", "<user id>"
+MFA, CODE = "<mfa token>", "<code>"
 
 
 def attacks(examples: int) -> settings:
@@ -131,6 +140,8 @@ FIELDS = {
     "new_password": PASSWORDS,
     "keep_sessions": st.booleans(),
     "token": mostly(st.just(AUTH), TEXTS),
+    "mfa_token": mostly(st.just(MFA), st.just(AUTH)),
+    "code": mostly(st.just(CODE), st.just("000000")),
 }
 CHANGES = st.dictionaries(st.sampled_from(sorted(FIELDS)), VALUES, max_size=1)
 OBJECTS = st.builds(
@@ -197,6 +208,8 @@ def plain(email: str) -> Attack:
         "email": email,
         "refresh_token": REFRESH,
         "keep_sessions": True,
+        "mfa_token": MFA,
+        "code": CODE,
     }
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {AUTH}"}
     return Attack(None, "", headers, json.dumps(body).encode(), None, False)
@@ -214,11 +227,15 @@ class TestAttacks(BaseTestCase):
 
     def setUp(self) -> None:
         """Turn every feature on, add an admin, and keep Hypothesis' files out of the repository."""
-        with mock.patch.dict(os.environ, SETTINGS):
+        with (
+            mock.patch.dict(os.environ, SETTINGS),
+            mock.patch("project.accounts.rate_limits.CODES_PER_ACCOUNT", 1_000_000),
+        ):
             super().setUp()
         self.admin = add_user("admin", "admin@test.com", PASSWORD, admin=True)
         self.hashed = self.admin.password
-        self.pair = start_session(self.admin)
+        self.authenticator = pyotp.TOTP(pyotp.random_base32())
+        self.undo()
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         configuration.set_hypothesis_home_dir(folder.name)
@@ -228,7 +245,9 @@ class TestAttacks(BaseTestCase):
         """Return status, headers and body of the response, as the server receives them."""
         auth, refresh = self.pair.auth_token, self.pair.refresh_token
         claims = jwt.decode(auth, options={"verify_signature": False})
+        code = self.authenticator.at(clock.utcnow())
         live = {AUTH: auth, REFRESH: refresh, SESSION: claims["sid"], USER: claims["sub"]}
+        live |= {MFA: self.mfa_token, CODE: code}
 
         def fill(text: str) -> str:
             return re.sub("|".join(live), lambda found: live[found[0]], text)
@@ -250,16 +269,36 @@ class TestAttacks(BaseTestCase):
         # As on a server: in a context, and so with a database session, of its own.
         answer = contextvars.Context().run(run_wsgi_app, self.app, environ, buffered=True)
         parts, status, headers = answer
-        if status.startswith("2"):
+        reads = method in {"GET", "HEAD", "OPTIONS"} and path != "/auth/logout"
+        # A refusal for another reason than the code has used the code up.
+        if not reads and (status[0] == "2" or (status[:3] == "400" and self.is_code_used())):
             self.undo()
         return int(status.split()[0]), dict(headers), b"".join(parts)
 
     def undo(self) -> None:
-        """Restore the admin as the only user, with their password and a session."""
+        """Restore the admin as the only user, with their password, an authenticator, a session."""
         db.session.execute(delete(User).where(User.id != self.admin.id))
         db.session.refresh(self.admin)
         self.admin.password = self.hashed
-        self.pair = start_session(self.admin)
+        self.admin.mfa_enabled = True
+        secret = second_factor.encrypt(self.authenticator.secret, self.admin.id)
+        row = {"user_id": self.admin.id, "secret": secret, "last_step": 0}
+        db.session.execute(delete(totp_factors_table))
+        db.session.execute(insert(totp_factors_table).values(row))
+        self.pair = start_session(self.admin, Method.TOTP)
+        account = self.admin.id, self.admin.email, self.hashed, self.admin.email_verified
+        self.mfa_token = links.mfa_token(*account)
+
+    def is_code_used(self) -> bool:
+        """Return whether the code of the admin's authenticator is used up."""
+        used = select(totp_factors_table.c.user_id).where(totp_factors_table.c.last_step > 0)
+        return database.fetch_one(used) is not None
+
+    def forget_confirmation(self) -> None:
+        """Leave the authenticator of the admin as it is before they confirm it."""
+        db.session.execute(update(totp_factors_table).values(last_step=None))
+        db.session.execute(update(User).values(mfa_enabled=False))
+        db.session.commit()
 
     def check(self, method: str, path: str, attack: Attack) -> int:
         """Check that the contract has the response, and return its status."""
@@ -281,7 +320,8 @@ class TestAttacks(BaseTestCase):
         else:
             self.assertIn((status, answer["code"], answer["message"]), CATALOGUE)
             self.assertIn(answer["status"], ("error", "fail"))
-            self.assertLessEqual(set(answer), {"status", "message", "code", "errors"})
+            members = {"status", "message", "code", "errors", "mfa_token"}
+            self.assertLessEqual(set(answer), members)
         return status
 
     def test_every_route(self) -> None:
@@ -300,9 +340,13 @@ class TestAttacks(BaseTestCase):
         def check(attack: Attack, argument: str) -> None:
             for method, rule in routes:
                 path = re.sub("<.*?>", lambda _: argument, rule)
+                if (method, rule) in ENROLMENT:
+                    self.forget_confirmation()
                 status = self.check(attack.method or method, path, attack)
                 if attack.method is None and status < 300:
                     unreached.discard((method, rule))
+                if (method, rule) in ENROLMENT:
+                    self.undo()
 
         check()
         self.assertEqual(ONLY_REFUSED, unreached, "`plain` lacks a field of these")

@@ -21,6 +21,11 @@ CATALOGUE: dict[str, tuple[int, str, str]] = {
         "own_account",
         "Please delete your own account with DELETE /auth/account.",
     ),
+    "OwnTotp": (
+        400,
+        "own_account",
+        "Please turn your own authenticator off with DELETE /auth/totp.",
+    ),
     "PreconditionFailed": (
         412,
         "precondition_failed",
@@ -31,6 +36,20 @@ CATALOGUE: dict[str, tuple[int, str, str]] = {
     "AccountInactive": (401, "account_inactive", "Something went wrong. Please contact us."),
     "WrongPassword": (400, "wrong_password", "Current password is wrong."),
     "EmailUnverified": (403, "email_unverified", "Please confirm your email address."),
+    "MfaRequired": (401, "mfa_required", "Please enter the code from your authenticator."),
+    "StepUpRequired": (403, "mfa_required", "Please enter the code from your authenticator."),
+    "WrongCode": (400, "wrong_code", "The code is wrong. Please enter a new one."),
+    "TotpExists": (
+        400,
+        "totp_exists",
+        "There is an authenticator already. Please turn it off first.",
+    ),
+    "TotpNotFound": (404, "totp_not_found", "There is no authenticator."),
+    "MfaEnrolmentRequired": (
+        403,
+        "mfa_enrolment_required",
+        "Please set up an authenticator first.",
+    ),
     "LinkInvalid": (
         400,
         "link_invalid",
@@ -61,6 +80,7 @@ CATALOGUE: dict[str, tuple[int, str, str]] = {
     ),
     "Busy": (503, "busy", "The service is busy. Please try again."),
     "MailNotConfigured": (503, "mail_not_configured", "The service cannot send email."),
+    "MfaNotConfigured": (503, "mfa_not_configured", "The service cannot use authenticators."),
     "DatabaseNotMigrated": (
         503,
         "database_not_migrated",

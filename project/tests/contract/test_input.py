@@ -2,19 +2,23 @@
 
 import io
 import json
+from typing import Any
 from unittest import mock
 from urllib.parse import quote
 
+from sqlalchemy import delete, update
 from werkzeug.test import TestResponse
 
-from project import errors
+from project import db, errors
 from project.lib.bulkhead import Bulkhead
+from project.models import User
 from project.tests.base import BaseTestCase
 from project.tests.contract.cases import (
     BODIES,
     JSON,
     LOGIN,
     NEW_USER_ROUTES,
+    PASSWORD,
     ROUTES,
     SECRET,
     USER,
@@ -79,7 +83,7 @@ class TestBodies(InputTestCase):
         """A body of 100,000 levels is refused by its size."""
         for path in ROUTES:
             with self.subTest(path):
-                response = self.post_raw(path, b"[" * 100_000)
+                response = self.send_raw(path, b"[" * 100_000)
 
                 self.assertEqual(413, response.status_code)
 
@@ -105,7 +109,7 @@ class TestBodies(InputTestCase):
         self.register(**USER)
         for media_type in ("Application/JSON", f"{JSON}; charset=utf-8", f"{JSON};charset=UTF-8"):
             with self.subTest(media_type):
-                response = self.post_raw("/auth/login", json.dumps(LOGIN).encode(), media_type)
+                response = self.send_raw("/auth/login", json.dumps(LOGIN).encode(), media_type)
 
                 self.assertEqual(200, response.status_code)
 
@@ -121,11 +125,10 @@ class TestBodies(InputTestCase):
             for path in ROUTES:
                 with self.subTest(name, path=path):
                     answers = [
-                        self.client.post(
+                        self.send(
                             path,
                             input_stream=io.BytesIO(self.padded(size)),
                             content_type=JSON,
-                            headers=self.caller,
                             environ_overrides=environ,
                         )
                         for size in (LIMIT + 1, LIMIT)
@@ -143,9 +146,7 @@ class TestBodies(InputTestCase):
         environ = {"CONTENT_LENGTH": str(10**12)}
         for path, body in BODIES.items():
             with self.subTest(path):
-                response = self.client.post(
-                    path, json=body, headers=self.caller, environ_overrides=environ
-                )
+                response = self.send(path, json=body, environ_overrides=environ)
 
                 self.assertEqual(413, response.status_code)
         self.assertEqual(["caller"], [user["username"] for user in stored_users()])
@@ -194,6 +195,127 @@ class TestBodies(InputTestCase):
                 self.assertEqual(200, login.status_code)
 
 
+class TestCodes(InputTestCase):
+    """A code is six digits or a recovery code."""
+
+    def routes(self) -> dict[str, dict[str, str]]:
+        """Return the routes that take a code, and a body without it for each."""
+        user = add_user("other", "other@test.com", SECRET)
+        # An admin is asked for no code without an authenticator.
+        caller = User.query.filter_by(username="caller").one()
+        caller.admin = True
+        db.session.commit()
+        routes = {
+            f"PATCH /users/{caller.id}": PASSWORD | {"username": "new"},
+            f"DELETE /users/{user.id}": {},
+            f"DELETE /users/{user.id}/totp": {},
+            "/auth/email": PASSWORD | {"email": "new@test.com"},
+        }
+        for route, body in BODIES.items():
+            if {"password", "current_password", "code"} & body.keys() and "username" not in body:
+                routes[route] = {name: value for name, value in body.items() if name != "code"}
+        del routes["/auth/totp"]  # a user who has no authenticator yet
+        return routes
+
+    def test_no_code(self) -> None:
+        """Any other text is an invalid payload, and so is any other type."""
+        texts = ["", " ", "-", "12345", "1234567", "12345a", "12345.", "12.456", "+12345", "0x1234"]
+        blanks = ["12345\n", "123456\n", "\t123456", "123\u00a0456", "12345\0", "123456\0"]
+        digits = ["\uff11\uff12\uff13\uff14\uff15\uff16", "١٢٣٤٥٦", "12345²"]
+        recovery = ["A" * 23, "A" * 25, "A" * 23 + "1", "A" * 23 + "0", "A" * 23 + "=", "é" * 24]
+        # In upper case, the first two are ASCII letters.
+        others = ["ß" * 12, "\N{LATIN SMALL LETTER DOTLESS I}" * 24, "A" * 12 + ";" + "A" * 11]
+        routes = self.routes()
+        self.assertEqual(11, len(routes))
+        for value in [*texts, *blanks, *digits, *recovery, *others, "A" * 32, *NOT_STRINGS]:
+            for route, body in routes.items():
+                with self.subTest(value, route=route):
+                    self.assert_refused(route, {"code"}, json=body | {"code": value})
+
+    def test_unneeded(self) -> None:
+        """A code of a user without an authenticator is ignored, in any spelling."""
+        self.register(**USER)
+        for code in ("123456", " 123-456 ", "1 2 3 4 5 6", "a2b3" * 6, "A2B3-" * 5 + "A2B3"):
+            with self.subTest(code):
+                response = self.client.post("/auth/login", json=LOGIN | {"code": code})
+
+                self.assertEqual(200, response.status_code)
+
+
+class TestOptionalBodies(InputTestCase):
+    """An admin's DELETE of a user, or of their authenticator, may have a body."""
+
+    def setUp(self) -> None:
+        """Make the caller an admin, and add a user with an authenticator."""
+        super().setUp()
+        db.session.execute(update(User).values(admin=True))
+        db.session.commit()
+        self.routes = self.add_other()
+
+    def add_other(self) -> list[str]:
+        """Add the user, again if they are there; return the routes."""
+        db.session.execute(delete(User).where(User.username == "other"))
+        user = add_user("other", "other@test.com", SECRET, mfa_enabled=True)
+        return [f"DELETE /users/{user.id}", f"DELETE /users/{user.id}/totp"]
+
+    def test_accepted(self) -> None:
+        """No body, an empty one, and an object with any unknown members are accepted."""
+        chunked = {"CONTENT_LENGTH": "", "wsgi.input_terminated": True}
+        requests: dict[str, dict[str, Any]] = {
+            "none": {},
+            "empty": {"data": b"", "content_type": JSON},
+            "empty text": {"data": b"", "content_type": "text/plain"},
+            "empty, of no length": {"data": b"", "environ_overrides": chunked},
+            "object": {"json": {}},
+            "unknown member": {"json": {"email": 1, "current_password": None}},
+            "code": {"json": {"code": "123456"}},
+        }
+        for name, request in requests.items():
+            for number, message in enumerate(("User deleted.", "Authenticator turned off.")):
+                with self.subTest(name, message=message):
+                    response = self.send(self.add_other()[number], **request)
+
+                    self.assertEqual(200, response.status_code, response.get_data(as_text=True))
+                    self.assertEqual(message, response.get_json()["message"])
+
+    def test_refused(self) -> None:
+        """Any other body is refused, and nothing changes."""
+        for name, body in {
+            "blank": b" ",
+            "broken": b"{",
+            "list": b"[]",
+            "list of it": b'[{"code": "123456"}]',
+            "string": b'"123456"',
+            "number": b"123456",
+            "null": b"null",
+            "UTF-16": "{}".encode("utf-16"),
+        }.items():
+            for route in self.routes:
+                with self.subTest(name, route=route):
+                    self.assert_refused(route, {"body"}, data=body, content_type=JSON)
+
+    def test_media_types(self) -> None:
+        """A body of another media type is refused, and nothing changes."""
+        for media_type in (None, "", "text/plain", "application/x-www-form-urlencoded", f"{JSON}p"):
+            for route in self.routes:
+                with self.subTest(media_type, route=route):
+                    self.assert_refused(route, {"body"}, data=b"{}", content_type=media_type)
+
+    def test_size(self) -> None:
+        """A body over 64 KiB is refused, with or without a declared length."""
+        chunked = {"CONTENT_LENGTH": "", "wsgi.input_terminated": True}
+        declared = {"CONTENT_LENGTH": str(10**12)}
+        for environ, size in (({}, LIMIT + 1), (chunked, LIMIT + 1), (declared, 2)):
+            for route in self.routes:
+                with self.subTest(route, environ=environ), self.assert_nothing_changes():
+                    body = io.BytesIO(b"{" + b" " * (size - 2) + b"}")
+                    response = self.send(
+                        route, input_stream=body, content_type=JSON, environ_overrides=environ
+                    )
+
+                    self.assert_error(response, errors.PayloadTooLarge)
+
+
 class TestBodySlots(InputTestCase):
     """Bodies that lead to no hash are read in a limited number of slots."""
 
@@ -204,7 +326,7 @@ class TestBodySlots(InputTestCase):
 
     def refresh(self, body: bytes = b"{}") -> TestResponse:
         """Return the response to a body sent to /auth/refresh."""
-        return self.post_raw("/auth/refresh", body)
+        return self.send_raw("/auth/refresh", body)
 
     def fill(self) -> None:
         """Take every slot until the pushed context is popped."""

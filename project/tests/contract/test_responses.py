@@ -48,6 +48,9 @@ class TestResponses(ResponsesTestCase):
                     data = response.get_json()
                     self.assertLessEqual({"status", "message", "code"}, set(data))
                     more = {"errors"} if response.status_code < 500 else {"request_id"}
+                    if (response.status_code, data["code"]) == (401, "mfa_required"):
+                        more = {"mfa_token"}
+                        self.assertLessEqual(more, set(data))
                     self.assertLessEqual(set(data), {"status", "message", "code", *more})
                     self.assertRegex(data["code"], r"\A[a-z]+(_[a-z]+)*\Z")
                     self.assertIn(data["code"], CODES)
@@ -61,7 +64,9 @@ class TestResponses(ResponsesTestCase):
         service = {"internal_error", "database_unavailable", "busy", "account_inactive"}
         sessions = {"session_ended", "refresh_reused", "session_not_found", "wrong_password"}
         service |= {"too_many_attempts", "https_required", "last_admin"}
-        self.assertLessEqual(tokens | accounts | requests | service | sessions, CODES)
+        factors = {"mfa_required", "mfa_enrolment_required", "mfa_not_configured", "wrong_code"}
+        factors |= {"totp_exists", "totp_not_found"}
+        self.assertLessEqual(tokens | accounts | requests | service | sessions | factors, CODES)
 
     def test_errors_member(self) -> None:
         """An invalid payload says in words what is wrong with each field."""
@@ -106,7 +111,7 @@ class TestResponses(ResponsesTestCase):
     def test_retry_after(self) -> None:
         """Every 503 has Retry-After in whole seconds."""
         busy = [response for _, response in self.every_response() if response.status_code == 503]
-        self.assertEqual(3, len(busy))
+        self.assertEqual(4, len(busy))
         for response in busy:
             self.assertRegex(response.headers["Retry-After"], r"\A[1-9][0-9]*\Z")
 
@@ -149,6 +154,7 @@ class TestResponses(ResponsesTestCase):
         """Only a refused token adds error="invalid_token" to the challenge."""
         user = add_user("test", "test@test.com", SECRET)
         deactivated = add_user("deactivated", "deactivated@test.com", SECRET)
+        add_user("with a factor", "factor@test.com", SECRET, mfa_enabled=True)
         expired = start_session(user).auth_token
         self.move_clock(4)
         ended, inactive = start_session(user).auth_token, start_session(deactivated).auth_token
@@ -164,10 +170,10 @@ class TestResponses(ResponsesTestCase):
                         'Bearer realm="users", error="invalid_token"',
                         self.get(path, token).headers["WWW-Authenticate"],
                     )
-        self.assertEqual(
-            'Bearer realm="users"',
-            self.login("deactivated@test.com", SECRET).headers["WWW-Authenticate"],
-        )
+        for email in ("deactivated@test.com", "factor@test.com"):
+            response = self.login(email, SECRET)
+            self.assertEqual(401, response.status_code)
+            self.assertEqual('Bearer realm="users"', response.headers["WWW-Authenticate"])
 
     def test_times(self) -> None:
         """A time is in UTC, in the format of RFC 3339, and is when the row was added."""
@@ -264,7 +270,7 @@ class TestDisclosure(ResponsesTestCase):
                     self.assertNotIn(user["password"], shown)
 
     def test_logs(self) -> None:
-        """No log line has a password, a hash or a token."""
+        """No log line has a password, a hash, a token, a recovery code or an authenticator."""
         with captured_output() as written:
             answers = self.every_response()
             token = self.login(password=SECRET).get_json()["auth_token"]
@@ -280,11 +286,17 @@ class TestDisclosure(ResponsesTestCase):
         self.assertIn("unhandled_exception", lines)
         self.assertIn("database_unavailable", lines)
         bodies: list[dict[str, Any]] = [answer.get_json(silent=True) or {} for _, answer in answers]
-        names = ("auth_token", "refresh_token")
+        names = ("auth_token", "refresh_token", "mfa_token")
         tokens = [token, *(body[name] for body in bodies for name in names if name in body)]
         hashes = [user["password"] for user in stored_users()]
-        self.assertEqual((9, 3), (len(tokens), len(hashes)))
-        for secret in [SECRET, "secret-text", self.app.config["SECRET_KEY"], *hashes]:
+        factors = [body["data"] for body in bodies if isinstance(body.get("data"), dict)]
+        codes = [code for data in factors for code in data.get("recovery_codes", ())]
+        authenticators = [data["secret"] for data in factors if "secret" in data]
+        self.assertEqual((12, 3, 20, 1), tuple(map(len, (tokens, hashes, codes, authenticators))))
+        keys = [self.app.config["SECRET_KEY"], *self.app.config["ENCRYPTION_KEYS"]]
+        without_hyphens = [code.replace("-", "") for code in codes]
+        secrets = [*keys, *hashes, *codes, *without_hyphens, *authenticators]
+        for secret in [SECRET, "secret-text", *secrets]:
             self.assertNotIn(secret, lines)
         for issued in tokens:
             for part in issued.split("."):

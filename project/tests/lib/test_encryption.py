@@ -50,6 +50,17 @@ class TestEncryption(unittest.TestCase):
         self.assert_fails(after, CONTEXT, OLD)
         self.assert_fails(before, CONTEXT, NEW)
 
+    def test_can_decrypt(self) -> None:
+        """Whether a secret can be decrypted depends on all keys, and on the context."""
+        encrypted = encryption.encrypt(SECRET, CONTEXT, (OLD,))
+
+        for keys, expected in (((OLD,), True), ((NEW, OLD), True), ((NEW,), False), ((), False)):
+            with self.subTest(keys):
+                self.assertIs(expected, encryption.can_decrypt(encrypted, CONTEXT, keys))
+        self.assertIs(False, encryption.can_decrypt(encrypted, "another", (OLD,)))
+        self.assertIs(False, encryption.can_decrypt(encrypted[:-1], CONTEXT, (OLD,)))
+        self.assertIs(False, encryption.can_decrypt(b"", CONTEXT, (OLD,)))
+
     def test_other_keys(self) -> None:
         """A key that resembles the right one decrypts nothing, and neither does no key."""
         encrypted = encryption.encrypt(SECRET, CONTEXT, (OLD,))

@@ -72,6 +72,21 @@ class TestTemplates(RenderingTestCase):
         self.assertEqual(expected, found - {"duration.txt"})
         self.assertEqual(["en"], list(rendering.languages()))
 
+    def test_service_name(self) -> None:
+        """The service is called by the name in MAIL_FROM, or its domain; it has another without."""
+        for sender, expected in (
+            ("Example <users@app.example>", "Example"),
+            ('"Example, Inc." <users@app.example>', "Example, Inc."),
+            ("users@app.example", "app.example"),
+            (None, "users-service"),
+        ):
+            with self.subTest(sender):
+                self.app.config["MAIL_FROM"] = sender
+
+                self.assertEqual(expected, rendering.service_name())
+                if sender:
+                    self.assertIn(expected, body_of(self.render("totp_enabled", ip=None), "plain"))
+
     def test_language_of_the_page(self) -> None:
         """The HTML part names its language, which is English for a language without templates."""
         self.use(de__reset__html='{% extends "layout.html" %}')

@@ -15,14 +15,16 @@ from sqlalchemy import make_url, text, update
 
 from bench.mailserver import CREDENTIALS, PASSWORD, MailServer, certificate
 from project import clock, create_app, db
+from project.accounts import second_factor
 from project.lib import hashing
 from project.mail import outbox
-from project.models import SigningKey
+from project.models import SigningKey, TotpFactor
 from project.ops import checks
 from project.ops.checks import Finding, Server, Verdict
 from project.tests import scratch
 from project.tests.lib.cases import ScratchTestCase
 from project.tests.mail.servers import MAIL, needs_openssl
+from project.tests.rows import add_user
 from project.tests.scratch import ON_POSTGRESQL
 from project.tokens import signing_keys
 
@@ -428,6 +430,116 @@ class TestIssuer(FindingsTestCase):
         self.make_key()
         words = "ISSUER is not set, and there are signing keys (1) and clients (0)"
         self.assert_found(PRODUCTION, words, Verdict.NOTE)
+
+
+class TestSecondFactor(FindingsTestCase):
+    """Findings about the second factor, without an issuer."""
+
+    encrypted: ClassVar = PRODUCTION | {"ENCRYPTION_KEYS": OTHER}
+    outdated = "Authenticators that are not encrypted with the first of ENCRYPTION_KEYS:"
+    unreadable = "Authenticators that no key of ENCRYPTION_KEYS decrypts:"
+
+    def assert_found(
+        self, settings: dict[str, str], words: str, verdict: Verdict = Verdict.WRONG
+    ) -> str:
+        """Check and return the findings, and check that no secret is in them."""
+        texts = super().assert_found(settings, words, verdict)
+        for secret in (KEY, OTHER, ANOTHER):
+            self.assertNotIn(secret, texts)
+        return texts
+
+    def add_authenticators(self, key: str, *confirmed: bool) -> None:
+        """Add users with authenticators under this key, confirmed or not."""
+        self.app.config["ENCRYPTION_KEYS"] = (key,)
+        for number, is_confirmed in enumerate(confirmed):
+            name = f"{key[:8]}{number}"
+            user = add_user(name, f"{name}@test.com", "test", mfa_enabled=is_confirmed)
+            secret = second_factor.encrypt("secret", user.id)
+            step = 0 if is_confirmed else None
+            db.session.add(TotpFactor(user_id=user.id, secret=secret, last_step=step))
+        db.session.commit()
+
+    def test_weak_keys(self) -> None:
+        """Weak keys are wrong without an issuer too, because of the authenticators."""
+        for keys, words in (
+            (f"{OTHER},short", "Key number 2 of ENCRYPTION_KEYS is shorter"),
+            ("my_precious" * 4, "Key number 1 of ENCRYPTION_KEYS is a well-known"),
+        ):
+            with self.subTest(words):
+                texts = self.assert_found(DEVELOPMENT | {"ENCRYPTION_KEYS": keys}, words)
+
+                self.assertNotIn("my_precious", texts)
+                self.assertEqual(1, texts.count("knows the codes of every authenticator"))
+
+    def test_good_keys(self) -> None:
+        """A strong key is good; several are a note."""
+        words = "Key number 1 of ENCRYPTION_KEYS is long enough"
+        texts = self.assert_found(self.encrypted, words, Verdict.OK)
+        self.assertNotIn("Keys in ENCRYPTION_KEYS", texts)
+
+        both = self.encrypted | {"ENCRYPTION_KEYS": f"{OTHER},{ANOTHER}"}
+        self.assert_found(both, "Keys in ENCRYPTION_KEYS: 2.", Verdict.NOTE)
+
+    def test_required(self) -> None:
+        """It is a note if no second factor is required, and good otherwise."""
+        missing = "users cannot set up an authenticator"
+        texts = self.assert_found(PRODUCTION, missing, Verdict.NOTE)
+        self.assertNotIn("REQUIRE_MFA", texts)
+        self.assertNotIn("ENCRYPTION_KEYS is long", texts)
+
+        for required, verdict in (("none", Verdict.NOTE), ("admins", Verdict.OK)):
+            with self.subTest(required):
+                settings = self.encrypted | {"REQUIRE_MFA": required}
+                texts = self.assert_found(settings, f"REQUIRE_MFA={required}", verdict)
+
+                self.assertNotIn(missing, texts)
+        settings = self.encrypted | {"REQUIRE_MFA": "all"}
+        self.assert_found(settings, "A second factor is required (REQUIRE_MFA=all).", Verdict.OK)
+
+    def test_admins(self) -> None:
+        """Active admins without a second factor are a note, and no other users are."""
+        words = "Active admins without a second factor:"
+        add_user("user", "user@test.com", "test")
+        add_user("gone", "gone@test.com", "test", admin=True, active=False)
+        add_user("safe", "safe@test.com", "test", admin=True, mfa_enabled=True)
+        self.assertNotIn(words, str(self.findings(self.encrypted)))
+
+        for number in (1, 2):
+            add_user(f"root{number}", f"root{number}@test.com", "test", admin=True)
+            for settings in (self.encrypted, PRODUCTION):
+                self.assert_found(settings, f"{words} {number}.", Verdict.NOTE)
+
+    def test_readable(self) -> None:
+        """Nothing is said of authenticators that the first key decrypts."""
+        self.add_authenticators(OTHER, True, False)
+
+        found = str(self.findings(self.encrypted))
+
+        self.assertNotIn(self.outdated, found)
+        self.assertNotIn(self.unreadable, found)
+
+    def test_outdated(self) -> None:
+        """Authenticators that only another key decrypts are a note until they are re-encrypted."""
+        self.add_authenticators(OTHER, True, False, True)
+        self.add_authenticators(ANOTHER, True)
+        both = self.encrypted | {"ENCRYPTION_KEYS": f"{ANOTHER},{OTHER}"}
+
+        texts = self.assert_found(both, f"{self.outdated} 3. Run python manage.py", Verdict.NOTE)
+        self.assertNotIn(self.unreadable, texts)
+
+        self.app.config["ENCRYPTION_KEYS"] = (ANOTHER, OTHER)
+        self.assertEqual([(3, 0)], list(second_factor.reencrypt()))
+        db.session.commit()
+        self.assertNotIn(self.outdated, str(self.findings(both)))
+
+    def test_unreadable(self) -> None:
+        """Authenticators that no key decrypts are wrong, also if there is no key at all."""
+        self.add_authenticators(OTHER, True, False)
+        self.add_authenticators(ANOTHER, True)
+
+        texts = self.assert_found(self.encrypted, f"{self.unreadable} 1. Their users")
+        self.assertNotIn(self.outdated, texts)
+        self.assert_found(PRODUCTION, f"{self.unreadable} 3. Their users")
 
 
 @needs_openssl

@@ -1,5 +1,6 @@
 """The command line, run as an operator runs it."""
 
+import json
 import secrets
 import unittest
 from datetime import timedelta
@@ -93,7 +94,7 @@ class TestManage(unittest.TestCase):
         self.manage("recreate_db")
         self.assertEqual([], self.users())
 
-        self.assertIn("Running downgrade 0008", self.manage("db", "downgrade"))
+        self.assertIn("Running downgrade 0009", self.manage("db", "downgrade"))
 
     def test_production_is_not_touched(self) -> None:
         """recreate_db and seed_db exit with 1 under production's settings."""
@@ -189,6 +190,40 @@ class TestManage(unittest.TestCase):
         for command in ("deactivate", "end_sessions"):
             with self.subTest(command):
                 self.assert_refused(1, "no user with the email a@b.c", command, "a@b.c")
+
+    def test_reset_totp(self) -> None:
+        """reset_totp removes the authenticator of one user and ends their sessions, without keys.
+
+        It refuses an unknown email, and that of a user without an authenticator.
+        """
+        michael, herman = "michael@realpython.com", "michael@mherman.org"
+        self.manage("db", "upgrade", production=True)
+        self.manage("seed_db")
+        self.execute("UPDATE users SET mfa_enabled = (1 = 1)")
+        self.execute("INSERT INTO totp_factors (user_id, secret) SELECT id, 'x' FROM users")
+        self.execute("INSERT INTO recovery_codes (user_id, code_hash) SELECT id, 'x' FROM users")
+        for email in (michael, herman):
+            self.add_sessions(email, 2, LATER)
+
+        printed = self.manage("reset_totp", "Michael@RealPython.com", production=True)
+
+        turned_off = "The authenticator of Michael@RealPython.com is turned off. Sessions ended: 2."
+        self.assertIn(turned_off, printed)
+        self.assertEqual({herman: 2}, self.sessions())
+        for table in ("totp_factors", "recovery_codes"):
+            join = f"SELECT email FROM users JOIN {table} ON user_id = id"  # noqa: S608
+            self.assertEqual([herman], [row.email for row in self.execute(join)])
+        enabled = "SELECT email FROM users WHERE mfa_enabled"
+        self.assertEqual([herman], [row.email for row in self.execute(enabled)])
+        columns = "kind, user_agent, CAST(details AS TEXT) AS details"
+        *_, event = self.execute(f"SELECT {columns} FROM events ORDER BY id")  # noqa: S608
+        self.assertEqual(("totp_reset", "manage.py"), (event.kind, event.user_agent))
+        self.assertEqual({"why": "operator", "sessions": 2}, json.loads(event.details))
+
+        reason = f"{michael} has no authenticator."
+        self.assert_refused(1, reason, "reset_totp", michael, production=True)
+        self.assert_refused(1, "no user with the email a@b.c", "reset_totp", "a@b.c")
+        self.assertEqual({herman: 2}, self.sessions())
 
     def test_purge(self) -> None:
         """Expired sessions are deleted in batches, and no others."""

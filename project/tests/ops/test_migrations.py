@@ -80,21 +80,24 @@ class TestMigrations(unittest.TestCase):
             " VALUES ('Ada', 'ada', 'ada@test.com', 'x', (1 = 1), (1 = 0), '2026-11-22 09:00:00')"
         )
         session = (
-            "INSERT INTO sessions SELECT '0123456789abcdefABCDEF', id, 3, created_at, created_at,"
-            " '192.0.2.1', 'curl', created_at, NULL FROM users"
+            "INSERT INTO sessions"
+            " (id, user_id, generation, created_at, last_used_at, ip, user_agent, expires_at)"
+            " SELECT '0123456789abcdefABCDEF', id, 3, created_at, created_at, '192.0.2.1', 'curl',"
+            " created_at FROM users"
         )
         flask_migrate.upgrade(revision="0001")
         self.execute(user)
         before = self.execute("SELECT * FROM users")
-        verified_without_roles = [(*user, True, "") for user in before]
+        # Without roles, and without a second factor.
+        after = [(*user, True, "", False) for user in before]
 
         flask_migrate.upgrade()
-        self.assertEqual(verified_without_roles, self.execute("SELECT * FROM users"))
+        self.assertEqual(after, self.execute("SELECT * FROM users"))
         self.execute(session)
         flask_migrate.downgrade(revision="0001")
         self.assertEqual(before, self.execute("SELECT * FROM users"))
         flask_migrate.upgrade()
-        self.assertEqual(verified_without_roles, self.execute("SELECT * FROM users"))
+        self.assertEqual(after, self.execute("SELECT * FROM users"))
         self.assertEqual([], self.execute("SELECT * FROM sessions"))
 
         self.execute(session)
@@ -103,6 +106,45 @@ class TestMigrations(unittest.TestCase):
 
         self.execute(user)
         self.assertNotEqual(before[0][0], self.execute("SELECT id FROM users")[0][0])
+
+    def test_second_factor(self) -> None:
+        """Sessions from before were started with a password; a factor goes with its user.
+
+        The version before, which still runs during an upgrade, adds users and sessions as before.
+        """
+        user = (
+            "INSERT INTO users (username, username_key, email, password, active, admin, created_at,"
+            " email_verified, roles) VALUES ('{0}', '{0}', '{0}@test.com', 'x', (1 = 1), (1 = 0),"
+            " '2026-11-22 09:00:00', (1 = 1), '')"
+        )
+        session = (
+            "INSERT INTO sessions SELECT '{0}bcdefghijklmnopqrstuv', id, 3, created_at, created_at,"
+            " '192.0.2.1', 'curl', created_at, NULL FROM users WHERE username = '{0}'"
+        )
+        flask_migrate.upgrade(revision="0008")
+        columns = ", ".join(column["name"] for column in inspect(db.engine).get_columns("sessions"))
+        explicit = session.replace("INTO sessions", f"INTO sessions ({columns})")
+        self.execute(user.format("a"))
+        self.execute(session.format("a"))
+        before = self.execute("SELECT * FROM sessions")
+
+        flask_migrate.upgrade()
+        self.execute(user.format("b"))
+        self.execute(explicit.format("b"))
+
+        self.assertEqual([(False,)] * 2, self.execute("SELECT mfa_enabled FROM users"))
+        methods = self.execute("SELECT amr, code_given_at FROM sessions")
+        self.assertEqual([("pwd", None)] * 2, methods)
+        self.execute("INSERT INTO totp_factors (user_id, secret) SELECT id, 'x' FROM users")
+        self.execute("INSERT INTO recovery_codes SELECT id, 'x' FROM users")
+        factors = self.execute("SELECT last_step, email_verified FROM totp_factors")
+        self.assertEqual([(None, False)] * 2, factors)
+        self.execute("DELETE FROM users WHERE username = 'b'")
+        for table in ("totp_factors", "recovery_codes", "sessions"):
+            self.assertEqual([(1,)], self.execute(f"SELECT count(*) FROM {table}"))  # noqa: S608
+
+        flask_migrate.downgrade(revision="0008")
+        self.assertEqual(before, self.execute("SELECT * FROM sessions"))
 
     def test_events_of_deleted_users(self) -> None:
         """Events that still named a deleted user are anonymous, up and down again; others stay."""

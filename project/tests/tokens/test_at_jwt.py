@@ -37,7 +37,7 @@ class TestContent(AtJwtTestCase):
     """What a token says."""
 
     def test_claims(self) -> None:
-        """A token has the claims of RFC 9068, and names its session and generation."""
+        """A token has the claims of RFC 9068, and names its session, generation and `amr`."""
         self.move_clock(60)
         following = self.accepted(self.refresh(self.pair))["auth_token"]
         (session,) = stored_sessions()
@@ -55,6 +55,7 @@ class TestContent(AtJwtTestCase):
                     "jti": f"{session['id']}.{generation}",
                     "sid": session["id"],
                     "auth_time": self.now,
+                    "amr": ["pwd"],
                 },
                 claims_of(token),
             )
@@ -155,7 +156,7 @@ class TestSwitch(AtJwtTestCase):
         self.plain = self.server(ISSUER="")
 
     def test_without_issuer(self) -> None:
-        """Without ISSUER a token is HS256 with sub, sid, iat and exp, and needs no table."""
+        """Without ISSUER a token is HS256 with sub, sid, amr, iat and exp, and needs no table."""
         keys = stored_keys()
         token = self.log_in(self.plain)["auth_token"]
         session = next(row for row in stored_sessions() if row["id"] == claims_of(token)["sid"])
@@ -163,6 +164,7 @@ class TestSwitch(AtJwtTestCase):
         expected = {
             "sub": str(self.user.id),
             "sid": session["id"],
+            "amr": ["pwd"],
             "iat": self.now,
             "exp": self.now + LIFETIME,
         }

@@ -4,14 +4,23 @@ import base64
 import hashlib
 import hmac
 import json
+import secrets
 import socket
-from typing import Any
+from typing import Any, ClassVar
+
+import jwt
+from werkzeug.test import TestResponse
 
 from project import clock, db, errors
+from project.accounts import clients, invitations, links, second_factor
 from project.config import ProductionConfig
+from project.mail import outbox
+from project.tests.accounts.mail_case import MAIL_SETTINGS
+from project.tests.api.oauth_case import basic
 from project.tests.base import BaseTestCase
-from project.tests.rows import add_user, start_session, stored_sessions
-from project.tests.tokens.claims import decode, encode
+from project.tests.rows import ORIGIN, add_user, start_session, stored_sessions
+from project.tests.tokens.claims import claims_of, decode, encode
+from project.tokens.links import Purpose
 
 HEADER = {"alg": "HS256", "typ": "JWT"}
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -76,13 +85,13 @@ class TestTokens(BaseTestCase):
         self.assert_accepted(self.forge())
 
     def test_form(self) -> None:
-        """A token is signed with HS256 and has sub, sid, iat and exp only."""
+        """A token is signed with HS256 and has sub, sid, amr, iat and exp only."""
         token = self.login().get_json()["auth_token"]
         header, payload, _ = token.split(".")
         mine = {session["id"] for session in stored_sessions()} - {self.session_id}
 
         self.assertEqual("HS256", decode(header)["alg"])
-        self.assertEqual(self.claims(sid=mine.pop()), decode(payload))
+        self.assertEqual(self.claims(sid=mine.pop(), amr=["pwd"]), decode(payload))
         self.assertEqual(token, self.forge(decode(payload), header=decode(header)))
 
     def test_lifetime(self) -> None:
@@ -398,3 +407,116 @@ class TestTokens(BaseTestCase):
         db.session.commit()
 
         self.assert_refused(self.forge(), errors.AccountInactive)
+
+
+class TestKinds(BaseTestCase):
+    """Each kind of token is accepted in its own place, and in no other."""
+
+    settings: ClassVar[dict[str, Any]] = MAIL_SETTINGS
+
+    def setUp(self) -> None:
+        """Add a user with a second factor, and recovery codes as their codes; stop the clock."""
+        super().setUp()
+        self.move_clock(0)
+        self.user = add_user("test", "test@test.com", "test", mfa_enabled=True)
+        self.codes = second_factor.new_recovery_codes(self.user.id)
+        db.session.commit()
+
+    def make(self) -> dict[str, str]:
+        """Return a new token of each kind of the user, and of an invitation, by its place."""
+        db.session.refresh(self.user)
+        pair = start_session(self.user, second_factor.Method.RECOVERY_CODE)
+        user: Any = links.user_by_id(self.user.id)
+        invitations.invite(f"{secrets.token_hex(8)}@test.com", None, ORIGIN)
+        db.session.commit()
+        invitation: Any = links.invitation(int(outbox.newest(1)[0].parameters["invitation"]))
+        made = {
+            Purpose.VERIFY: links.for_user(Purpose.VERIFY, user, 60),
+            Purpose.RESET: links.for_user(Purpose.RESET, user, 60),
+            Purpose.EMAIL: links.for_user(Purpose.EMAIL, user, 60, "changed@test.com"),
+            Purpose.INVITATION: links.for_invitation(invitation),
+        }
+        tokens = {purpose.value: link.url.partition("?token=")[2] for purpose, link in made.items()}
+        return tokens | {
+            "auth": pair.auth_token,
+            "refresh": pair.refresh_token,
+            "mfa": str(self.login(user.email).get_json()["mfa_token"]),
+        }
+
+    def present(self, place: str, token: str) -> TestResponse:
+        """Return the response to a token where this kind belongs."""
+        if place == "auth":
+            return self.get("/auth/status", token)
+        new_user = {"username": "new", "password": "test"}
+        path, body = {
+            "refresh": ("/auth/refresh", {"refresh_token": token}),
+            "mfa": ("/auth/login/mfa", {"mfa_token": token, "code": self.codes[0]}),
+            "verify": ("/auth/verify", {"token": token}),
+            "reset": ("/auth/password/reset", {"token": token, "new_password": "test"}),
+            "email": ("/auth/email/confirm", {"token": token}),
+            "invitation": ("/auth/invitation", {"token": token} | new_user),
+        }[place]
+        return self.client.post(path, json=body)
+
+    def assert_refused_at(self, place: str, token: str) -> None:
+        """Check that a token is refused there as invalid, and changes nothing."""
+        refusal = errors.LinkInvalid if place in set(Purpose) - {"mfa"} else errors.TokenInvalid
+        with self.assert_nothing_changes():
+            self.assert_error(self.present(place, token), refusal)
+
+    def others(self) -> dict[str, str]:
+        """Return tokens that belong to no place here."""
+        return {}
+
+    def test_places(self) -> None:
+        """Each kind is refused in the place of each other, and accepted in its own."""
+        tokens = self.make() | self.others()
+        places = set(self.make())
+        for kind, token in tokens.items():
+            for place in sorted(places - {kind}):
+                with self.subTest(kind, place=place):
+                    self.assert_refused_at(place, token)
+        for place in sorted(places):
+            with self.subTest(place):
+                response = self.present(place, self.make()[place])
+                shown = response.get_data(as_text=True)
+                self.assertEqual(201 if place == "invitation" else 200, response.status_code, shown)
+
+    def test_second_step(self) -> None:
+        """The token for the second step has a typ and an aud of its own, and needs both."""
+        token = self.make()["mfa"]
+        claims, key = claims_of(token), self.app.config["SECRET_KEY"]
+        now = int(clock.utcnow().timestamp())
+        times = {"iat": now, "exp": now + 300}
+        expected = {"sub": str(self.user.id), "state": claims["state"], "aud": "mfa"} | times
+        self.assertEqual({"alg": "HS256", "typ": "mfa+jwt"}, decode(token.split(".")[0]))
+        self.assertEqual(expected, claims)
+        self.assertEqual(token, jwt.encode(claims, key, headers={"typ": "mfa+jwt"}))
+        for type_, audience in (
+            ("mfa+jwt", "reset"),
+            ("mfa+jwt", ["mfa"]),
+            ("mfa+jwt", None),
+            ("reset+jwt", "mfa"),
+            ("reset+jwt", "reset"),
+            ("MFA+jwt", "mfa"),
+            ("JWT", "mfa"),
+        ):
+            with self.subTest(type=type_, audience=audience):
+                changed = {name: value for name, value in claims.items() if name != "aud"}
+                changed |= {"aud": audience} if audience else {}
+                self.assert_refused_at("mfa", jwt.encode(changed, key, headers={"typ": type_}))
+        self.assertEqual(200, self.present("mfa", token).status_code)
+
+
+class TestKindsWithIssuer(TestKinds):
+    """The same with auth tokens for other services, and a token of another service."""
+
+    environment: ClassVar[dict[str, str]] = {"ISSUER": "https://users.example"}
+
+    def others(self) -> dict[str, str]:
+        """Return a client's own token."""
+        credentials = basic("orders", clients.create("orders", "https://api.example", [], ORIGIN))
+        db.session.commit()
+        form = {"grant_type": "client_credentials"}
+        response = self.client.post("/oauth/token", data=form, headers=credentials)
+        return {"client": response.get_json()["access_token"]}

@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { createClient, createConfig, type Client } from './hey_api/client/index.ts';
 import * as api from './hey_api/sdk.gen.ts';
 import type { Error, FieldError, ServerError, Tokens } from './hey_api/types.gen.ts';
+import { totp } from './totp.ts';
 
 type Failure = Error | FieldError | ServerError;
 
@@ -86,8 +87,32 @@ async function ownAccount(): Promise<void> {
   failure('status', await api.getUserStatus({ client }));
 
   const again = authenticated(await logIn(body.email, newPassword));
+  await secondFactor(again, body.email);
   const deletion = { current_password: newPassword };
   success('delete the account', await api.deleteAccount({ client: again, body: deletion }));
+}
+
+async function secondFactor(client: Client, email: string): Promise<void> {
+  const current = { current_password: newPassword };
+  const { secret } = success('begin', await api.beginTotp({ client, body: current })).data;
+  const first = { code: totp(secret) };
+  const confirmed = success('confirm', await api.confirmTotp({ client, body: first })).data;
+  const [one = '', two = ''] = confirmed.recovery_codes;
+
+  const credentials = { email, password: newPassword };
+  const login = await api.loginUser({ client: anonymous, body: credentials });
+  const refused = failure('log in', login);
+  assert.equal(refused.code, 'mfa_required');
+  assert.ok('mfa_token' in refused && refused.mfa_token);
+  const second = { mfa_token: refused.mfa_token, code: one };
+  success('second step', await api.loginWithCode({ client: anonymous, body: second }));
+  const state = success('state', await api.getTotp({ client })).data;
+  assert.deepEqual(state, { enabled: true, recovery_codes_left: 9 });
+  const again = { ...credentials, code: one };
+  const used = await api.loginUser({ client: anonymous, body: again });
+  assert.equal(failure('used code', used).code, 'wrong_code');
+  const off = { ...current, code: two };
+  success('turn off', await api.turnOffTotp({ client, body: off }));
 }
 
 async function otherAccounts(): Promise<void> {
@@ -110,6 +135,9 @@ async function otherAccounts(): Promise<void> {
     const path = { user_id: id };
     const changed = await api.changeUser({ client, path, body: { active: false } });
     assert.equal(success('deactivate', changed).data.active, false);
+    const body = { code: '123456' }; // the admin has no authenticator, so it is ignored
+    const reset = await api.resetTotp({ client, path, body });
+    assert.equal(failure('no authenticator', reset).code, 'totp_not_found');
     success('delete', await api.deleteUser({ client, path }));
     const gone = failure('user', await api.getSingleUser({ client, path }));
     assert.equal(gone.code, 'user_not_found');

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import createClient from 'openapi-fetch';
 import type { components, paths } from './schema.d.ts';
+import { totp } from './totp.ts';
 
 type Tokens = components['schemas']['Tokens'];
 type Failure = components['schemas']['Error' | 'FieldError' | 'ServerError'];
@@ -83,8 +84,30 @@ async function ownAccount(): Promise<void> {
   failure('status', await client.GET('/auth/status'));
 
   const again = authenticated(await logIn(body.email, newPassword));
+  await secondFactor(again, body.email);
   const deletion = { body: { current_password: newPassword } };
   success('delete the account', await again.DELETE('/auth/account', deletion));
+}
+
+async function secondFactor(client: typeof anonymous, email: string): Promise<void> {
+  const current = { current_password: newPassword };
+  const { secret } = success('begin', await client.POST('/auth/totp', { body: current })).data;
+  const first = { body: { code: totp(secret) } };
+  const confirmed = success('confirm', await client.POST('/auth/totp/confirm', first)).data;
+  const [one = '', two = ''] = confirmed.recovery_codes;
+
+  const credentials = { email, password: newPassword };
+  const refused = failure('log in', await anonymous.POST('/auth/login', { body: credentials }));
+  assert.equal(refused.code, 'mfa_required');
+  assert.ok('mfa_token' in refused && refused.mfa_token);
+  const second = { body: { mfa_token: refused.mfa_token, code: one } };
+  success('second step', await anonymous.POST('/auth/login/mfa', second));
+  const state = success('state', await client.GET('/auth/totp')).data;
+  assert.deepEqual(state, { enabled: true, recovery_codes_left: 9 });
+  const used = await anonymous.POST('/auth/login', { body: { ...credentials, code: one } });
+  assert.equal(failure('used code', used).code, 'wrong_code');
+  const off = { body: { ...current, code: two } };
+  success('turn off', await client.DELETE('/auth/totp', off));
 }
 
 async function otherAccounts(): Promise<void> {
@@ -109,6 +132,9 @@ async function otherAccounts(): Promise<void> {
     const params = { path: { user_id: id } };
     const changed = await client.PATCH('/users/{user_id}', { params, body: { active: false } });
     assert.equal(success('deactivate', changed).data.active, false);
+    const body = { code: '123456' }; // the admin has no authenticator, so it is ignored
+    const reset = await client.DELETE('/users/{user_id}/totp', { params, body });
+    assert.equal(failure('no authenticator', reset).code, 'totp_not_found');
     success('delete', await client.DELETE('/users/{user_id}', { params }));
     const gone = failure('user', await client.GET('/users/{user_id}', { params }));
     assert.equal(gone.code, 'user_not_found');

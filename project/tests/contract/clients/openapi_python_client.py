@@ -6,17 +6,23 @@ Usage: python openapi_python_client.py BASE_URL ADMIN_EMAIL ADMIN_PASSWORD
 import sys
 from typing import Any, TypeVar
 
+import pyotp
 from users_service_client import AuthenticatedClient, Client
 from users_service_client.api.auth import (
+    begin_totp,
     change_password,
+    confirm_totp,
     delete_account,
     end_session,
+    get_totp,
     get_user_status,
     list_sessions,
     login_user,
+    login_with_code,
     logout_user_post,
     refresh_tokens,
     register_user,
+    turn_off_totp,
 )
 from users_service_client.api.health import get_readiness
 from users_service_client.api.users import (
@@ -26,27 +32,36 @@ from users_service_client.api.users import (
     get_single_user,
     list_events,
     list_users,
+    reset_totp,
 )
 from users_service_client.models import (
     AccountDeletion,
     AddedUser,
     ChangedUser,
+    Confirmation,
     Credentials,
+    CurrentPassword,
     Done,
     Error,
     ErrorCode,
     Events,
     FieldError,
     FieldErrorCode,
+    NewTotp,
     NewUser,
     OneUser,
+    OptionalCode,
     PasswordChange,
     Probe,
+    RecoveryCodes,
     RefreshToken,
     RegisteredUser,
+    RequiredCode,
+    SecondStep,
     Sessions,
     TheCaller,
     Tokens,
+    Totp,
     UserChange,
     Users,
 )
@@ -125,8 +140,32 @@ def own_account() -> None:
     parsed("status", Error, get_user_status.sync_detailed(client=client))
 
     client = authenticated(log_in(user.email, NEW_PASSWORD))
+    second_factor(client, user.email)
     deletion = AccountDeletion(current_password=NEW_PASSWORD)
     parsed("delete the account", Done, delete_account.sync_detailed(client=client, body=deletion))
+
+
+def second_factor(client: AuthenticatedClient, email: str) -> None:
+    """Set an authenticator up, log in with a code, and turn it off."""
+    password = CurrentPassword(current_password=NEW_PASSWORD)
+    begun = parsed("begin", NewTotp, begin_totp.sync_detailed(client=client, body=password)).data
+    first = RequiredCode(code=pyotp.TOTP(begun.secret).now())
+    confirmed = confirm_totp.sync_detailed(client=client, body=first)
+    one, two, *_ = parsed("confirm", RecoveryCodes, confirmed).data.recovery_codes
+
+    body = Credentials(email=email, password=NEW_PASSWORD)
+    refused = login_user.sync_detailed(client=ANONYMOUS, body=body)
+    failure = parsed("log in", Error, refused)
+    expect("code", failure.code, ErrorCode.MFA_REQUIRED)
+    step = SecondStep(mfa_token=failure.mfa_token or "", code=one)
+    parsed("second step", Tokens, login_with_code.sync_detailed(client=ANONYMOUS, body=step))
+    state = parsed("state", Totp, get_totp.sync_detailed(client=client)).data
+    expect("state", (state.enabled, state.recovery_codes_left), (True, 9))
+    body = Credentials(email=email, password=NEW_PASSWORD, code=one)
+    used = parsed("used code", Error, login_user.sync_detailed(client=ANONYMOUS, body=body))
+    expect("code", used.code, ErrorCode.WRONG_CODE)
+    off = Confirmation(current_password=NEW_PASSWORD, code=two)
+    parsed("turn off", Done, turn_off_totp.sync_detailed(client=client, body=off))
 
 
 def other_accounts() -> None:
@@ -155,6 +194,9 @@ def other_accounts() -> None:
         change = UserChange(active=False)
         changed = change_user.sync_detailed(one.id, client=client, body=change)
         expect("active", parsed("deactivate", ChangedUser, changed).data.active, False)
+        # The admin has no authenticator, so the code is ignored.
+        reset = reset_totp.sync_detailed(one.id, client=client, body=OptionalCode(code="123456"))
+        expect("code", parsed("none", Error, reset).code, ErrorCode.TOTP_NOT_FOUND)
         parsed("delete", Done, delete_user.sync_detailed(one.id, client=client))
     gone = parsed("user", Error, get_single_user.sync_detailed(users[0].id, client=client))
     expect("code", gone.code, ErrorCode.USER_NOT_FOUND)

@@ -91,7 +91,8 @@ def main() -> int:
                 sys.exit(written.stderr)
             work.lint(document)
         work.generate()
-        with scratch.Service(url, BCRYPT_LOG_ROUNDS="4") as service:
+        keys = issuer["ENCRYPTION_KEYS"]
+        with scratch.Service(url, BCRYPT_LOG_ROUNDS="4", ENCRYPTION_KEYS=keys) as service:
             admin = ("create_admin", "root", EMAIL)
             made = scratch.manage(*admin, stdin=f"{PASSWORD}\n", **settings)
             if made.returncode:
