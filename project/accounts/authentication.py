@@ -160,6 +160,7 @@ def change_password(
         confirmed.lock(stored)
         ended = 0 if keep_sessions else sessions.end_all(user.id, but=user.session_id)
         _replace_password(user.id, stored, hashed)
+        second_factor.forget_pending(user.id)
         return ended
 
     ended = confirmation.retry_if_changed(replace)
@@ -169,6 +170,7 @@ def change_password(
 
 
 def _replace_password(user_id: int, old: str | None, new: str) -> None:
-    """Store another hash for an active user, if the stored one is still `old`."""
+    """Store another hash for an active user; raise AccountChanged if it is no longer `old`."""
     unchanged = _users.id == user_id, _users.password == old, _users.active
-    database.write(update(users_table).where(*unchanged).values(password=new))
+    if not database.write(update(users_table).where(*unchanged).values(password=new)):
+        raise sessions.AccountChanged

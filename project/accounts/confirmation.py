@@ -155,7 +155,7 @@ def use_code(
 
     `attempt` is that of the code. Call `refuse` with WrongCode and the details of the event if it
     is wrong. The user is told when wrong codes begin a pause, because another person may know the
-    password; and when a recovery code was used.
+    password or have a session; and when a recovery code was used.
     """
     try:
         method = second_factor.use(user_id, code)

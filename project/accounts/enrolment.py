@@ -32,6 +32,7 @@ def begin(user: Row[Any], origin: audit.Origin, *, password: str) -> Secret:
     """
     if user.mfa_enabled:
         raise errors.TotpExists
+    second_factor.encryption_keys()
     confirmation = Confirmation(user, origin, _REFUSED, password=password, code=None)
 
     def store() -> str:
@@ -67,8 +68,12 @@ def confirm(user: Row[Any], origin: audit.Origin, *, code: str) -> list[str]:
     recovery_codes = second_factor.new_recovery_codes(user.id)
     sessions.step_up(user, Method.TOTP, origin)
     ended = sessions.end_all(user.id, but=user.session_id)
+    second_factor.set_enabled(user.id, True)
     audit.record(audit.Kind.TOTP_ENABLED, **about, sessions=ended)
     attempt.succeed()
+    # An attacker who has logged in with the password alone must not be known anywhere.
+    rate_limits.forget(user.email)
+    rate_limits.limits().remember(user.email, origin.ip)
     mails.notify(mails.Kind.TOTP_ENABLED, user.email, origin, user_id=user.id)
     return recovery_codes
 

@@ -144,7 +144,7 @@ def unchanged(user: Row[Any]) -> tuple[ColumnElement[bool], ...]:
 
     An UPDATE with them decides between any number of requests with the same link.
     """
-    bound = _users.id, _users.email, _users.password, _users.email_verified, _users.mfa_enabled
+    bound = _users.id, _users.email, _users.password, _users.email_verified
     return _users.active, *(column == getattr(user, column.name) for column in bound)
 
 

@@ -40,7 +40,7 @@ class Kind(StrEnum):
     TOTP_DISABLED = auto()
     RECOVERY_CODES_REPLACED = auto()
     RECOVERY_CODE_USED = auto()
-    WRONG_CODES = auto()  # after the right password
+    WRONG_CODES = auto()  # with the right password, or in a session
 
 
 WITH_LINK = {Kind.RESET, Kind.ALREADY_REGISTERED, Kind.VERIFY, Kind.EMAIL, Kind.INVITATION}

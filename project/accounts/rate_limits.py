@@ -26,7 +26,7 @@ from project.models import known_addresses_table, throttles_table
 HOUR = 3_600  # seconds
 MAILS_PER_EMAIL, MAILS_PER_NETWORK = 3, 20  # an hour, requested by clients
 NOTICES_PER_EMAIL = 5  # an hour, of one kind
-CODES_PER_ACCOUNT = 5  # a day, wrong ones
+CODES_PER_ACCOUNT = 5  # wrong ones, until the first pause
 # `paused_until` of a count that is not paused. Not "now", which another server may put later.
 _NOT_PAUSED = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -170,17 +170,8 @@ class Limits(NoLimits):
         return attempt
 
     def counted_login(self, email: str, ip: str | None) -> Attempt:
-        """Return the attempt whose counts `login` has raised.
-
-        Its success takes nothing off the address if the account has no count any more: a login that
-        has succeeded can be completed again, with another code.
-        """
-        attempt = self._login(email, ip)
-        *_, (account_key, _) = attempt.counts
-        counted = select(_throttles.key).where(_throttles.key == account_key)
-        if database.fetch_one(counted) is None:
-            attempt.counts = attempt.counts[-1:]
-        return attempt
+        """Return the attempt whose counts `login` has raised."""
+        return _CountedLogin(self._login(email, ip))
 
     def _login(self, email: str, ip: str | None) -> "_Login":
         account, network = _account(email), addresses.network(ip)
@@ -366,11 +357,35 @@ class _Login(_Counted):
         _remember(self._account, self._network)
 
 
+class _CountedLogin(Attempt):
+    """A login that an earlier request has counted; it can be completed more than once."""
+
+    def __init__(self, login: _Login) -> None:
+        self._login = login
+        self.at_unknown_address = login.at_unknown_address
+
+    def succeed(self) -> None:
+        """Do what the login does; take nothing off the address if it has been completed before.
+
+        The user is locked.
+        """
+        *_, (account_key, _) = self._login.counts
+        counted = select(_throttles.key).where(_throttles.key == account_key)
+        if db.session.scalars(counted).one_or_none() is None:
+            self._login.counts = self._login.counts[-1:]
+        self._login.succeed()
+
+
 class _Code(_Counted):
     def __init__(self, counts: Sequence[tuple[str, Policy]], login: Attempt) -> None:
         super().__init__(counts)
         self._login = login
         self.at_unknown_address = login.at_unknown_address
+
+    def withdraw(self) -> None:
+        """Take one off each count, also off those of the login."""
+        super().withdraw()
+        self._login.withdraw()
 
     def succeed(self) -> None:
         """Delete the count of codes, and do the same as a login without a second factor."""
@@ -386,12 +401,13 @@ def init_app(app: Flask) -> None:
     """Give `app` the rate limits of its settings."""
     config = app.config
     first, longest = config["LOGIN_PAUSE_SECONDS"], config["LOGIN_PAUSE_MAX_SECONDS"]
-    doublings = math.ceil(math.log2(max(1, longest / first)))
-    pauses = [min(first * 2**number, longest) for number in range(doublings + 1)]
+    pauses = _pauses(first, longest)
     limits = Limits(
         account=Policy("account", config["LOGIN_FAILURES_PER_ACCOUNT"], DAY, pauses),
         address=Policy("address", config["LOGIN_FAILURES_PER_ADDRESS"], HOUR, [longest]),
-        codes=Policy("codes", CODES_PER_ACCOUNT, DAY, pauses),
+        # Two of a million codes are right, so guesses must be fewer than those of passwords. Only a
+        # right code ends the count.
+        codes=Policy("codes", CODES_PER_ACCOUNT, 365 * DAY, _pauses(first, max(longest, HOUR))),
         registrations=Policy("registrations", config["REGISTRATIONS_PER_ADDRESS"], HOUR, [HOUR]),
         mails=Policy("mails", MAILS_PER_EMAIL, HOUR, [HOUR]),
         mails_of_network=Policy("mails", MAILS_PER_NETWORK, HOUR, [HOUR]),
@@ -399,6 +415,12 @@ def init_app(app: Flask) -> None:
         known_for=timedelta(days=config["KNOWN_ADDRESS_DAYS"]),
     )
     _limits.set(app, limits if config["RATE_LIMITS"] else NoLimits())
+
+
+def _pauses(first: int, longest: int) -> list[int]:
+    """Return pauses in seconds, each twice as long as the one before."""
+    doublings = math.ceil(math.log2(max(1, longest / first)))
+    return [min(first * 2**number, longest) for number in range(doublings + 1)]
 
 
 def limits() -> NoLimits:

@@ -44,6 +44,7 @@ def reset_password(token: str, new_password: str, origin: audit.Origin) -> None:
     ended = sessions.end_all(user.id)
     if not database.write(update(users_table).where(*links.unchanged(user)).values(values)):
         raise errors.LinkInvalid
+    second_factor.forget_pending(user.id)
     removed = second_factor.remove_unverified(user)
     audit.record(audit.Kind.PASSWORD_RESET, origin, user_id=user.id, sessions=ended)
     if removed:

@@ -37,15 +37,13 @@ _factors = totp_factors_table.c
 _codes = recovery_codes_table.c
 _IS_CONFIRMED = _factors.last_step.is_not(None)
 _FACTOR = select(*_factors).where(_factors.user_id == bindparam("user_id"))
-_CODES_LEFT = select(func.count().label("number")).where(_codes.user_id == bindparam("user_id"))
+_CODES_LEFT = select(func.count()).where(_codes.user_id == bindparam("user_id"))
 _STEPPED_UP = select(sessions_table.c.id).where(
     sessions_table.c.id == bindparam("session_id"),
     sessions_table.c.code_given_at
     > bindparam("earliest", type_=sessions_table.c.code_given_at.type),
 )
-_ADMINS_WITHOUT = select(func.count().label("number")).where(
-    _users.active, _users.admin, ~_users.mfa_enabled
-)
+_ADMINS_WITHOUT = select(func.count()).where(_users.active, _users.admin, ~_users.mfa_enabled)
 _NEXT = (
     select(*_factors)
     .where(_factors.user_id > bindparam("after"))
@@ -107,9 +105,10 @@ def pending(user_id: int) -> Row[Any]:
 
 
 def confirm(factor: Row[Any], code: str) -> bool:
-    """Turn the authenticator on that `pending` returned, and use the code up.
+    """Confirm the authenticator that `pending` returned, and use the code up.
 
-    Return whether it did: not if the code is wrong, or another request was first.
+    Return whether it did: not if the code is wrong, or another request was first. The caller turns
+    the second factor on with `set_enabled`, after it has ended sessions (`sessions.lock_user`).
     """
     user_id = factor.user_id
     step = _step_of(code, factor)
@@ -118,10 +117,7 @@ def confirm(factor: Row[Any], code: str) -> bool:
     verified = select(_users.email_verified).where(_users.id == user_id).scalar_subquery()
     unchanged = _factors.user_id == user_id, _factors.secret == factor.secret, ~_IS_CONFIRMED
     values = {"last_step": step, "email_verified": verified}
-    confirmed = database.write(update(totp_factors_table).where(*unchanged).values(values))
-    if confirmed:
-        _set_enabled(user_id, True)
-    return bool(confirmed)
+    return bool(database.write(update(totp_factors_table).where(*unchanged).values(values)))
 
 
 def use(user_id: int, code: str) -> Method | None:
@@ -158,21 +154,25 @@ def new_recovery_codes(user_id: int) -> list[str]:
 
 def recovery_codes_left(user_id: int) -> int:
     """Return how many recovery codes a user has not used."""
-    row = database.fetch_one(_CODES_LEFT, user_id=user_id)
-    return int(row.number) if row else 0
+    return database.count(_CODES_LEFT, user_id=user_id)
 
 
 def admins_without() -> int:
     """Return how many active admins have no second factor."""
-    row = database.fetch_one(_ADMINS_WITHOUT)
-    return int(row.number) if row else 0
+    return database.count(_ADMINS_WITHOUT)
+
+
+def forget_pending(user_id: int) -> None:
+    """Remove an authenticator that was not confirmed, because the password has changed since."""
+    pending = _factors.user_id == user_id, ~_IS_CONFIRMED
+    database.write(delete(totp_factors_table).where(*pending))
 
 
 def remove(user_id: int) -> None:
     """Remove the second factor of a user, or the one that they are setting up."""
     database.write(delete(recovery_codes_table).where(_codes.user_id == user_id))
     database.write(delete(totp_factors_table).where(_factors.user_id == user_id))
-    _set_enabled(user_id, False)
+    set_enabled(user_id, False)
 
 
 def remove_unverified(user: Row[Any]) -> bool:
@@ -189,25 +189,27 @@ def remove_unverified(user: Row[Any]) -> bool:
     return True
 
 
-def _set_enabled(user_id: int, enabled: bool) -> None:
+def set_enabled(user_id: int, enabled: bool) -> None:
+    """Store whether a login of a user needs a code too."""
     database.write(update(users_table).where(_users.id == user_id).values(mfa_enabled=enabled))
 
 
 def encrypt(secret: str, user_id: int) -> bytes:
     """Return the secret of a user's authenticator as it is stored; raise MfaNotConfigured."""
-    return encryption.encrypt(secret.encode(), _context(user_id), _keys())
+    return encryption.encrypt(secret.encode(), _context(user_id), encryption_keys())
 
 
 def decrypt(stored: bytes, user_id: int) -> str:
     """Return a secret that `encrypt` has encrypted; raise MfaNotConfigured if no key fits."""
     try:
-        return encryption.decrypt(stored, _context(user_id), _keys()).decode()
+        return encryption.decrypt(stored, _context(user_id), encryption_keys()).decode()
     except encryption.DecryptionFailed:
         log.error("totp_secret_unreadable", user_id=user_id)
         raise errors.MfaNotConfigured(retry_after=errors.OPERATOR_RETRY_AFTER) from None
 
 
-def _keys() -> tuple[str, ...]:
+def encryption_keys() -> tuple[str, ...]:
+    """Return the keys that encrypt secrets; raise MfaNotConfigured if there are none."""
     keys: tuple[str, ...] = current_app.config["ENCRYPTION_KEYS"]
     if not keys:
         raise errors.MfaNotConfigured(retry_after=errors.OPERATOR_RETRY_AFTER)
@@ -227,8 +229,8 @@ def reencrypt() -> Iterator[tuple[int, int]]:
     after = 0
     while rows := database.fetch_all(_NEXT, after=after):
         after = rows[-1].user_id
-        outdated = [factor for factor in rows if not is_readable(factor, _keys()[:1])]
-        readable = [factor for factor in outdated if is_readable(factor, _keys())]
+        outdated = [factor for factor in rows if not is_readable(factor, encryption_keys()[:1])]
+        readable = [factor for factor in outdated if is_readable(factor, encryption_keys())]
         yield sum(map(_reencrypt, readable)), len(outdated) - len(readable)
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     delete,
     insert,
     literal,
+    or_,
     select,
     update,
 )
@@ -45,6 +46,8 @@ _users = users_table.c
 _sessions = sessions_table.c
 _NOW = bindparam("now", type_=_sessions.expires_at.type)
 _IS_LIVE = _sessions.expires_at > _NOW
+# Of a user with a second factor; servers of a version that knows none start others.
+_HAS_GIVEN_CODE = or_(~_users.mfa_enabled, _sessions.amr != [Method.PASSWORD])
 # For a query about users: whether `delete_expired` would find sessions of theirs at `now`.
 HAS_EXPIRED = (
     select(_sessions.id)
@@ -59,7 +62,7 @@ def _with_user(*columns: Any) -> Select[Any]:
     Its `session_id` is NULL unless the session is live and belongs to the user. That is no
     condition of the join, for which PostgreSQL might read all sessions of the user.
     """
-    is_theirs = and_(_sessions.user_id == _users.id, _IS_LIVE)
+    is_theirs = and_(_sessions.user_id == _users.id, _IS_LIVE, _HAS_GIVEN_CODE)
     return (
         select(*columns, case((is_theirs, _sessions.id)).label("session_id"))
         .select_from(users_table.outerjoin(sessions_table, _sessions.id == bindparam("session_id")))
@@ -135,7 +138,9 @@ _ROTATE = (
         _sessions.user_id == bindparam("owner_id"),
         _sessions.generation == bindparam("presented"),
         _IS_LIVE,
-        select(_users.id).where(_users.id == _sessions.user_id, _users.active).exists(),
+        select(_users.id)
+        .where(_users.id == _sessions.user_id, _users.active, _HAS_GIVEN_CODE)
+        .exists(),
     )
     .returning(*_sessions)
 )
@@ -169,7 +174,7 @@ def start(
     kind: audit.Kind,
     method: Method | None = None,
 ) -> TokenPair:
-    """Return the tokens of a new session of a user whose password has just been verified.
+    """Return the tokens of a new session of a user whose password has been verified.
 
     `kind` is the event to record, and `method` the kind of the code, if the user has sent one.
     Raise AccountChanged when the user has been deleted or deactivated in the meantime, or has
@@ -215,7 +220,8 @@ def _expiries(now: datetime, logged_in_at: datetime) -> dict[str, datetime]:
 def _token_pair(session: Row[Any], now: datetime) -> TokenPair:
     """Return the current tokens of `session`.
 
-    Every call for the same row returns tokens with the same claims, except for roles that changed.
+    Every call for the same row returns tokens with the same claims, unless the roles have changed,
+    or the session has given a code.
     """
     issued_at, end = int(session.last_used_at.timestamp()), int(session.expires_at.timestamp())
     logged_in_at = int(session.created_at.timestamp())

@@ -72,11 +72,11 @@ def confirm_change(token: str, origin: audit.Origin) -> None:
     """
     user, email = links.user_of(Purpose.EMAIL, token)
     values = {"email": email, "email_verified": True}
+    # The link is bound to it, too.
+    unchanged = *links.unchanged(user), users_table.c.mfa_enabled == user.mfa_enabled
     try:
         with db.session.begin_nested():
-            changed = database.write(
-                update(users_table).where(*links.unchanged(user)).values(values)
-            )
+            changed = database.write(update(users_table).where(*unchanged).values(values))
     except IntegrityError:
         raise errors.EmailExists(errors={"email": "is taken"}) from None
     if not changed:

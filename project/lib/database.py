@@ -194,6 +194,12 @@ def fetch_one(statement: Executable, **parameters: object) -> Row[Any] | None:
     return rows[0] if rows else None
 
 
+def count(statement: Executable, **parameters: object) -> int:
+    """Return the number that a reading statement counts."""
+    row = fetch_one(statement, **parameters)
+    return int(row[0]) if row else 0
+
+
 def fetch_all(statement: Executable, **parameters: object) -> Sequence[Row[Any]]:
     """Return every row of a reading statement, in one round trip and no transaction.
 

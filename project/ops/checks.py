@@ -101,7 +101,7 @@ def examine(app: Flask) -> Iterator[Finding]:
     yield from _keys(app.config)
     yield from _issuer(app.config)
     yield from _encryption_keys(app.config)
-    yield _second_factor(app.config)
+    yield from _second_factor(app.config)
     yield from _access(app.config)
     yield _https(app.config)
     yield _password_length(app.config)
@@ -194,19 +194,27 @@ def _encryption_keys(config: Config) -> Iterator[Finding]:
         )
 
 
-def _second_factor(config: Config) -> Finding:
-    """Check who needs a second factor."""
+def _second_factor(config: Config) -> Iterator[Finding]:
+    """Check who needs a second factor, and whether a reset by email removes it."""
     required = config["REQUIRE_MFA"]
     if not config["ENCRYPTION_KEYS"]:
-        return note(
+        yield note(
             "ENCRYPTION_KEYS is not set: users cannot set up an authenticator as a second factor."
         )
+        return
+    if config["SMTP_URL"] and config["EMAIL_VERIFICATION"] == "off":
+        yield note(
+            "EMAIL_VERIFICATION=off: new users cannot confirm their address, and a reset of the"
+            " password by email removes an authenticator that was set up before the address was"
+            " confirmed. Set EMAIL_VERIFICATION=optional."
+        )
     if required == "none":
-        return note(
+        yield note(
             "REQUIRE_MFA=none: an attacker who has the password of an admin needs nothing else,"
             " unless the admin has set up an authenticator. Set REQUIRE_MFA=admins."
         )
-    return ok(f"A second factor is required (REQUIRE_MFA={required}).")
+    else:
+        yield ok(f"A second factor is required (REQUIRE_MFA={required}).")
 
 
 def _access(config: Config) -> Iterator[Finding]:

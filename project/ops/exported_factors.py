@@ -64,7 +64,7 @@ def unseal(text: str, email: str) -> Factor:
         encrypted = base64.b64decode(text, validate=True)
         keys = current_app.config["ENCRYPTION_KEYS"]
         return Factor(**orjson.loads(encryption.decrypt(encrypted, _context(email), keys)))
-    except (ValueError, encryption.DecryptionFailed):
+    except (ValueError, TypeError, encryption.DecryptionFailed):
         raise ValueError("cannot be decrypted with ENCRYPTION_KEYS for this email") from None
 
 

@@ -41,7 +41,7 @@ _EXPORTED = {
     .select_from(exported_factors.USERS)
     .order_by(users_table.c.id),
 }
-_WITH_FACTOR = select(func.count().label("number")).where(users_table.c.mfa_enabled)
+_WITH_FACTOR = select(func.count()).where(users_table.c.mfa_enabled)
 
 
 class Refusal(NamedTuple):
@@ -233,8 +233,7 @@ def _has_factor(stored: Row[Any], factor: Factor) -> bool:
 
 def users_with_factor() -> int:
     """Return how many users have a second factor."""
-    row = database.fetch_one(_WITH_FACTOR)
-    return int(row.number) if row else 0
+    return database.count(_WITH_FACTOR)
 
 
 def export_users(*, with_factors: bool = False) -> Iterator[dict[str, Any]]:

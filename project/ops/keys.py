@@ -79,19 +79,20 @@ def reencrypt_keys() -> None:
     """Encrypt with the first of ENCRYPTION_KEYS what was encrypted with another one of them."""
     if not current_app.config["ENCRYPTION_KEYS"]:
         sys.exit("ENCRYPTION_KEYS is not set: the service encrypts nothing.")
-    try:
-        number = signing_keys.reencrypt()
-    except encryption.DecryptionFailed:
-        sys.exit(
-            "Nothing has changed: ENCRYPTION_KEYS decrypts not every private key."
-            " python manage.py keys shows which; purge deletes those that are retired."
-        )
-    db.session.commit()
     factors = unreadable = 0
     for changed, not_decrypted in second_factor.reencrypt():
         db.session.commit()
         factors += changed
         unreadable += not_decrypted
-    print(f"Private keys encrypted again: {number}; authenticators: {factors}.")
+    print(f"Authenticators encrypted again: {factors}.")
+    try:
+        number = signing_keys.reencrypt()
+    except encryption.DecryptionFailed:
+        sys.exit(
+            "No private key has changed: ENCRYPTION_KEYS decrypts not every one of them."
+            " python manage.py keys shows which; purge deletes those that are retired."
+        )
+    db.session.commit()
+    print(f"Private keys encrypted again: {number}.")
     if unreadable:
         sys.exit(f"Authenticators that no key of ENCRYPTION_KEYS decrypts: {unreadable}.")

@@ -2,14 +2,17 @@
 
 from typing import Any, ClassVar
 
-from project import db
+from sqlalchemy import update
+
+from project import db, errors
 from project.accounts import clients
+from project.models import Session
 from project.tests.accounts.second_factor_case import SecondFactorTestCase, Tokens
 from project.tests.api.oauth_case import ISSUER, basic
 from project.tests.rows import (
     ORIGIN,
 )
-from project.tests.tokens.claims import claims_of, decode
+from project.tests.tokens.claims import claims_of, decode, session_of
 
 
 class TestAmr(SecondFactorTestCase):
@@ -70,6 +73,20 @@ class TestAmr(SecondFactorTestCase):
         self.assertEqual(["pwd", "otp"], claims_of(self.refresh(pair)["auth_token"])["amr"])
         new = self.ok(self.log_in())
         self.assertEqual(["pwd"], claims_of(new["auth_token"])["amr"])
+
+    def test_password_alone(self) -> None:
+        """A session that an older server has started with the password alone is refused."""
+        self.enrol()
+        pair = self.ok(self.log_in(code=self.code()))
+        self.ok(self.send("GET", "/auth/status", pair["auth_token"]))
+        this_one = Session.id == session_of(pair["auth_token"])
+        db.session.execute(update(Session).where(this_one).values(amr=["pwd"]))
+        db.session.commit()
+
+        answer = self.send("GET", "/auth/status", pair["auth_token"])
+        self.assert_error(answer, errors.SessionEnded)
+        answer = self.send("POST", "/auth/refresh", refresh_token=pair["refresh_token"])
+        self.assert_error(answer, errors.SessionEnded)
 
 
 class TestAmrForOtherServices(SecondFactorTestCase):

@@ -19,7 +19,7 @@ from project.tests.accounts.second_factor_case import (
 )
 from project.tests.rows import ORIGIN
 
-PAUSES = [60, 120, 240, 480, 900]  # seconds
+PAUSES = [60, 120, 240, 480, 960, 1_920, 3_600]  # seconds
 DAY = 86_400
 
 
@@ -104,7 +104,7 @@ class TestGuesses(CodeLimitsTestCase):
         self.assertEqual(before, stored())
 
     def test_pauses_double(self) -> None:
-        """Each further wrong code doubles the pause, up to 15 minutes."""
+        """Each further wrong code doubles the pause, up to an hour."""
         self.guess_in_second_step(4, self.mfa_token())
         for pause in [*PAUSES, PAUSES[-1], PAUSES[-1]]:
             token = self.mfa_token()
@@ -136,13 +136,13 @@ class TestGuesses(CodeLimitsTestCase):
             self.ok(self.change_password(code=self.next_code()))
             self.assertEqual(0, self.codes_counted())
 
-    def test_expiry(self) -> None:
-        """Wrong codes of the day before do not count."""
+    def test_days(self) -> None:
+        """Wrong codes count until a right one, however long ago they were sent."""
         self.guess(4)
-        self.move_clock(DAY)
-        self.guess(4)
+        self.move_clock(100 * DAY)
+        self.guess(1)
 
-        self.ok(self.log_in(code=self.code()))
+        self.assert_paused(self.log_in(code=self.code()), 60)
 
     def test_replays(self) -> None:
         """A code that was used before counts like any wrong one."""
@@ -236,10 +236,13 @@ class TestGuesses(CodeLimitsTestCase):
             self.ok(self.log_in(code=self.code()))
 
     def test_unreadable_secret(self) -> None:
-        """A code that the service cannot check does not count as a wrong one."""
+        """A code that the service cannot check counts neither as a wrong one nor as a login."""
         keys, self.app.config["ENCRYPTION_KEYS"] = self.app.config["ENCRYPTION_KEYS"], ()
-        for _ in range(6):
+        body = {"current_password": "test"}
+        for _ in range(12):
             self.assert_error(self.log_in(code=self.code()), errors.MfaNotConfigured)
+            begun = self.send("POST", "/auth/totp", self.tokens["bob"], **body)
+            self.assert_error(begun, errors.MfaNotConfigured)
         self.ok(self.log_in(code=self.recovery_codes["ada"][0]))
 
         self.app.config["ENCRYPTION_KEYS"] = keys
@@ -589,11 +592,34 @@ class TestRelief(CodeLimitsTestCase):
 
     def test_purge(self) -> None:
         """Counts are deleted once they have expired."""
-        self.move_clock(DAY)
+        self.move_clock(366 * DAY)
         while rate_limits.delete_expired():
             db.session.commit()
 
         self.assertEqual([], stored()["throttles"])
+
+
+class TestAddresses(CodeLimitsTestCase):
+    """Addresses at which a user was known before they set an authenticator up."""
+
+    def test_before_the_enrolment(self) -> None:
+        """They have no counts of their own; the address of the enrolment has one."""
+        networks = [f"203.0.113.{number}" for number in range(1, 5)]
+        for address in networks:
+            with self.at(address):
+                self.ok(self.log_in("bob"))
+        self.ok(self.log_in("bob"))
+        self.tokens["bob"] = self.ok(self.log_in("bob"))["auth_token"]
+        self.enrol("bob")
+        self.ip = networks[0]
+        for _ in range(5):
+            self.assert_wrong(self.log_in("bob", code=self.wrong_code("bob")))
+
+        for address in networks:
+            with self.at(address):
+                self.assert_paused(self.log_in("bob", code=self.code("bob")), 60)
+        with self.at(AWAY):
+            self.ok(self.log_in("bob", code=self.code("bob")))
 
 
 class TestNotices(CodeLimitsTestCase):
@@ -648,7 +674,7 @@ class TestNotices(CodeLimitsTestCase):
         """An attacker causes five of them an hour at most."""
         self.guess(4)
         token = self.mfa_token()
-        for pause in (*PAUSES, PAUSES[-1]):
+        for pause in PAUSES[:6]:
             self.guess_in_second_step(1, token)
             self.move_clock(pause)
             token = self.mfa_token()

@@ -1,12 +1,14 @@
 """The second factor: set an authenticator up, and log in with its codes."""
 
 import hashlib
+from unittest import mock
 
 import pyotp
 from werkzeug.test import TestResponse
 
 from project import clock, db, errors
 from project.accounts import administration
+from project.lib import hashing
 from project.tests.accounts.second_factor_case import (
     NO_RECOVERY_CODE,
     RECOVERY_CODE,
@@ -229,6 +231,14 @@ class TestEnrolment(SecondFactorTestCase):
 
         rows = {row["user_id"]: row["email_verified"] for row in stored()["totp_factors"]}
         self.assertEqual({self.ids["ada"]: False, self.ids["bob"]: True}, rows)
+
+    def test_password_changed_meanwhile(self) -> None:
+        """A change of the password ends an enrolment that was begun with the one before."""
+        self.begin()
+        body = {"current_password": "test", "new_password": "another"}
+        self.ok(self.send("POST", "/auth/password", self.tokens["ada"], **body))
+
+        self.assert_error(self.confirm(self.code()), errors.TotpNotFound)
 
 
 class TestLogin(SecondFactorTestCase):
@@ -485,6 +495,24 @@ class TestLogin(SecondFactorTestCase):
         self.mfa_token()
 
         self.assertEqual(before, stored("events"))
+
+    def test_lower_cost_at_once(self) -> None:
+        """Each of two first steps that replace a hash of a lower cost gives a token that works."""
+        self.app.config["BCRYPT_LOG_ROUNDS"] += 1
+        original = hashing.hash
+        inner: list[str] = []
+
+        def hash_while_another_does(password: str) -> str:
+            if not inner:
+                inner.append("")
+                inner[0] = self.mfa_token()
+            return original(password)
+
+        with mock.patch.object(hashing, "hash", hash_while_another_does):
+            outer = self.mfa_token()
+
+        self.ok(self.second_step(inner[0], self.code()))
+        self.ok(self.second_step(outer, self.next_code()))
 
 
 class TestMfaToken(SecondFactorTestCase):

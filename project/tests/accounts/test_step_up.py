@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, update
 from werkzeug.test import TestResponse
 
 from project import db, errors
+from project.accounts.second_factor import Method
 from project.api import openapi
-from project.models import User
+from project.models import Session, User
 from project.tests.accounts.mail_case import MAIL_SETTINGS, send_mail
 from project.tests.accounts.second_factor_case import (
     NO_RECOVERY_CODE,
@@ -90,10 +91,9 @@ class StepUpTestCase(SecondFactorTestCase):
     def new_session(self, name: str) -> str:
         """Return the token of a new session of a user, which has given no code."""
         user = db.session.get_one(User, self.ids[name])
-        enabled, user.mfa_enabled = user.mfa_enabled, False
-        db.session.commit()
-        token = start_session(user).auth_token
-        user.mfa_enabled = enabled
+        token = start_session(user, Method.TOTP if user.mfa_enabled else None).auth_token
+        this_one = Session.id == session_of(token)
+        db.session.execute(update(Session).where(this_one).values(code_given_at=None))
         db.session.commit()
         return token
 
