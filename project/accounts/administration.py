@@ -180,7 +180,7 @@ def reset_totp_of(email: str, origin: audit.Origin) -> int:
     """
     user_id = directory.find_by_email(email)
     sessions.lock_user(user_id)
-    if not db.session.scalars(select(_users.mfa_enabled).where(_users.id == user_id)).one():
+    if not second_factor.is_enabled(user_id):
         raise errors.TotpNotFound
     return _remove_totp(user_id, email, origin, "operator")
 

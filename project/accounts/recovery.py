@@ -52,7 +52,7 @@ def reset_password(token: str, new_password: str, origin: audit.Origin) -> None:
         audit.record(kind, origin, user_id=user.id, why="password_reset", sessions=0)
     rate_limits.lift_pause(user.email)
     # An attacker who can read the mailbox must not get a count of codes of their own.
-    if removed or not user.mfa_enabled:
+    if not second_factor.is_enabled(user.id):
         rate_limits.limits().remember(user.email, origin.ip)
     mails.notify(mails.Kind.PASSWORD_CHANGED, user.email, origin, user_id=user.id)
     if removed:

@@ -189,6 +189,12 @@ def remove_unverified(user: Row[Any]) -> bool:
     return True
 
 
+def is_enabled(user_id: int) -> bool:
+    """Return whether a user has a second factor, as the transaction of `db.session` sees it."""
+    enabled = select(_users.mfa_enabled).where(_users.id == user_id)
+    return bool(db.session.scalars(enabled).one_or_none())
+
+
 def set_enabled(user_id: int, enabled: bool) -> None:
     """Store whether a login of a user needs a code too."""
     database.write(update(users_table).where(_users.id == user_id).values(mfa_enabled=enabled))

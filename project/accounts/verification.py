@@ -10,7 +10,7 @@ from sqlalchemy import Row, update
 from sqlalchemy.exc import IntegrityError
 
 from project import errors
-from project.accounts import audit, links, mails, rate_limits
+from project.accounts import audit, links, mails, rate_limits, second_factor
 from project.extensions import db
 from project.lib import database
 from project.models import users_table
@@ -50,7 +50,7 @@ def verify(token: str, origin: audit.Origin) -> None:
     verified = update(users_table).where(*links.unchanged(user)).values(email_verified=True)
     if not database.write(verified):
         raise errors.LinkInvalid
-    if not user.mfa_enabled:  # as in `recovery.reset_password`
+    if not second_factor.is_enabled(user.id):  # as in `recovery.reset_password`
         rate_limits.limits().remember(user.email, origin.ip)
     audit.record(audit.Kind.EMAIL_VERIFIED, origin, user_id=user.id)
 

@@ -8,10 +8,11 @@ from itertools import chain
 from typing import Any, ClassVar
 from unittest import mock
 
+import pyotp
 from sqlalchemy import delete, text, update
 from werkzeug.test import TestResponse
 
-from project import db, errors
+from project import clock, db, errors
 from project.accounts import administration, links, rate_limits
 from project.accounts.sessions import end_all
 from project.lib import database
@@ -508,6 +509,8 @@ class TestOrderOfLocks(RacesTestCase):
             "password change": lambda pair: self.accepted(self.change_password(pair, "another")),
             "reset": self.reset,
             "deactivation": lambda _: self.deactivate(),
+            "enrolment": self.confirm_totp,
+            "reset of the second factor": self.reset_totp,
         }
         for number, (name, act) in enumerate(acts.items()):
             slowly = mock.patch("project.accounts.sessions.end_all", end_all_slowly)
@@ -515,7 +518,11 @@ class TestOrderOfLocks(RacesTestCase):
                 self.email = f"user{number}@test.com"
                 user = {"username": name, "email": self.email, "password": "test"}
                 own = self.accepted(self.send("/auth/register", user), 201)
+                self.begin_totp(own)
                 other = self.accepted(self.log_in())
+                if act == self.reset_totp:
+                    self.confirm_totp(own)
+                    other = own
                 with db.engine.begin() as connection:
                     this_user = User.email == self.email
                     connection.execute(update(User).where(this_user).values(username_key="new"))
@@ -534,6 +541,22 @@ class TestOrderOfLocks(RacesTestCase):
             url = links.for_user(Purpose.RESET, user, 60).url
         body = {"token": url.partition("token=")[2], "new_password": "another"}
         self.accepted(self.send("/auth/password/reset", body))
+
+    def begin_totp(self, pair: Pair) -> None:
+        """Begin to set an authenticator up."""
+        begun = self.send("/auth/totp", {"current_password": "test"}, pair["auth_token"])
+        self.secret = self.accepted(begun)["data"]["secret"]
+
+    def confirm_totp(self, pair: Pair) -> None:
+        """Turn the authenticator on."""
+        body = {"code": pyotp.TOTP(self.secret).at(clock.utcnow())}
+        self.accepted(self.send("/auth/totp/confirm", body, pair["auth_token"]))
+
+    def reset_totp(self, _pair: Pair) -> None:
+        """Turn the authenticator off, as the command line does."""
+        with self.app.app_context():
+            administration.reset_totp_of(self.email, ORIGIN)
+            db.session.commit()
 
     def wait_for_waiting(self, number: int) -> None:
         """Wait until this many connections to the database wait for a lock."""

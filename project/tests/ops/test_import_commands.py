@@ -1,9 +1,11 @@
 """The commands import_users and export_users."""
 
 import contextlib
+import csv
 import json
 import os
 import pty
+import secrets
 import signal
 import stat
 import subprocess
@@ -13,19 +15,26 @@ import termios
 import time
 import unittest
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import create_engine, text
+import pyotp
+from sqlalchemy import create_engine, delete, text, update
 
+from project import clock, db
 from project.config import database_url
+from project.models import TotpFactor, User
 from project.ops import import_export
 from project.tests import scratch
+from project.tests.base import bearer
+from project.tests.lib.cases import ScratchTestCase
+from project.tests.rows import stored_events
 
 HASHED = "$2y$07$usesomesillystringfore2uDLvp1Ii2e./U9C8sBjqp8I90dH6hi"
 PRODUCTION = {
     "APP_SETTINGS": "project.config.ProductionConfig",
     "SECRET_KEY": "0123456789abcdef" * 2,
 }
+KEY, ANOTHER_KEY = secrets.token_hex(32), secrets.token_hex(32)
 
 
 def user(name: str, **fields: Any) -> str:
@@ -243,3 +252,159 @@ class TestImportExportCommands(unittest.TestCase):
         self.assertEqual(import_export.BATCH, self.count())
         again = self.manage("import_users", "-", stdin="".join(lines))
         self.assertIn(f"Users added: 10; there already: {import_export.BATCH};", again.stdout)
+
+
+class TestSecondFactors(ScratchTestCase):
+    """Second factors in the files of these commands."""
+
+    environment: ClassVar = {"ENCRYPTION_KEYS": KEY, "TOKEN_EXPIRATION_SECONDS": "3600"}
+
+    def setUp(self) -> None:
+        """Add two users of whom the second has an authenticator, and a folder."""
+        super().setUp()
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.add("ada")
+        headers = bearer(self.add("eve").get_json()["auth_token"])
+        body = {"current_password": "test"}
+        answer = self.client.post("/auth/totp", json=body, headers=headers)
+        self.secret: str = answer.get_json()["data"]["secret"]
+        body = {"code": pyotp.TOTP(self.secret).at(clock.utcnow())}
+        answer = self.client.post("/auth/totp/confirm", json=body, headers=headers)
+        self.assertEqual(200, answer.status_code, answer.get_data(as_text=True))
+
+    def manage(
+        self, *arguments: str, url: str | None = None, keys: str = KEY, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command, on this database or on another one."""
+        settings = PRODUCTION | {"DATABASE_URL": url or self.url, "ENCRYPTION_KEYS": keys}
+        result = scratch.manage(*arguments, stdin=stdin, **settings)
+        self.assertNotIn("Traceback", result.stderr)
+        return result
+
+    def damage(self) -> None:
+        """Make the stored secret unreadable."""
+        with db.engine.begin() as connection:
+            connection.execute(update(TotpFactor).values(secret=b"x"))
+
+    def details(self) -> list[dict[str, Any]]:
+        """Return the details of the events about exports."""
+        return [row["details"] for row in stored_events() if row["kind"] == "users_exported"]
+
+    def test_without_the_option(self) -> None:
+        """The command says how many users have to set theirs up again, and writes none."""
+        path = self.folder / "users.csv"
+
+        result = self.manage("export_users", str(path))
+
+        self.assertEqual((0, ""), (result.returncode, result.stdout))
+        self.assertEqual(
+            "Users written: 2.\n"
+            "Second factors are not in the file: 1 users will have to set theirs up again."
+            " --with-factors writes them too.\n",
+            result.stderr,
+        )
+        self.assertNotIn("second_factor", path.read_text(encoding="utf-8"))
+        self.assertEqual([{}], self.details())
+        with db.engine.begin() as connection:
+            connection.execute(update(User).values(mfa_enabled=False))
+        result = self.manage("export_users", "-")
+        self.assertEqual("Users written: 2.\n", result.stderr)
+        self.assertNotIn("second_factor", result.stdout)
+
+    def test_with_the_option(self) -> None:
+        """Both formats have the factor, only in the line of its user; the event says so."""
+        for name in ("users.jsonl", "users.csv"):
+            with self.subTest(name), scratch.database() as other:
+                path = self.folder / name
+                result = self.manage("export_users", str(path), "--with-factors")
+
+                self.assertEqual((0, ""), (result.returncode, result.stdout))
+                self.assertEqual("Users written: 2.\n", result.stderr)
+                self.assertEqual({"second_factors": True}, self.details()[-1])
+                self.assertEqual(0o600, stat.S_IMODE(path.stat().st_mode))
+                written = path.read_text(encoding="utf-8")
+                self.assertNotIn(self.secret, written)
+                with path.open(encoding="utf-8", newline="") as file:
+                    rows = list(csv.DictReader(file)) if name.endswith("csv") else []
+                rows = rows or [json.loads(line) for line in written.splitlines()]
+                factors = [row.get("second_factor") or "" for row in rows]
+                self.assertEqual([False, True], [len(factor) > 100 for factor in factors])
+
+                self.assertEqual(0, self.manage("db", "upgrade", url=other).returncode)
+                for total in ("added: 2; there already: 0", "added: 0; there already: 2"):
+                    result = self.manage("import_users", str(path), url=other)
+                    self.assertEqual((0, ""), (result.returncode, result.stderr))
+                    self.assertEqual(f"Users {total}; lines refused: 0.\n", result.stdout)
+                result = self.manage("export_users", "-", url=other)
+                self.assertIn("1 users will have to set theirs up again.", result.stderr)
+
+    def test_wrong_keys(self) -> None:
+        """A line whose factor cannot be decrypted is refused; nothing of it is printed."""
+        written = self.manage("export_users", "-", "--with-factors").stdout
+        factor = json.loads(written.splitlines()[1])["second_factor"]
+        for keys in ("", ANOTHER_KEY):
+            with self.subTest(keys), scratch.database() as other:
+                self.manage("db", "upgrade", url=other)
+                result = self.manage("import_users", "-", url=other, keys=keys, stdin=written)
+
+                self.assertEqual(1, result.returncode)
+                self.assertEqual(
+                    "Users added: 1; there already: 0; lines refused: 1.\n", result.stdout
+                )
+                self.assertEqual(
+                    "line 2: second_factor cannot be decrypted with ENCRYPTION_KEYS for this"
+                    " email\n",
+                    result.stderr,
+                )
+                self.assertNotIn(factor[:20], result.stdout + result.stderr)
+                imported = self.manage("export_users", "-", url=other).stdout
+                self.assertEqual(written.splitlines()[:1], imported.splitlines())
+
+    def test_another_factor(self) -> None:
+        """A line with another factor than that of the existing user is refused, and named."""
+        written = self.manage("export_users", "-", "--with-factors").stdout
+        with db.engine.begin() as connection:
+            connection.execute(delete(TotpFactor))
+
+        result = self.manage("import_users", "-", stdin=written)
+
+        self.assertEqual(1, result.returncode)
+        refused = "line 2: it is there already, with another second_factor\n"
+        self.assertEqual(refused, result.stderr)
+
+    def test_unreadable(self) -> None:
+        """If a secret cannot be decrypted, the command says so, and leaves no file behind."""
+        written = self.manage("export_users", "-", "--with-factors").stdout
+        path = self.folder / "users.jsonl"
+        reason = "ENCRYPTION_KEYS does not decrypt every second factor; nothing was written."
+        for keys in ("", ANOTHER_KEY):
+            result = self.manage("export_users", str(path), "--with-factors", keys=keys)
+
+            self.assertEqual((1, ""), (result.returncode, result.stdout))
+            self.assertEqual(reason, result.stderr.splitlines()[-1])
+            self.assertFalse(path.exists())
+        result = self.manage("export_users", str(path), keys="")
+        self.assertEqual((0, ""), (result.returncode, result.stdout))
+        self.damage()
+        result = self.manage("import_users", "-", stdin=written)
+        self.assertEqual(1, result.returncode)
+        self.assertEqual(
+            "ENCRYPTION_KEYS does not decrypt every second factor of existing users.",
+            result.stderr.splitlines()[-1],
+        )
+        nothing = "Users added: 0; there already: 0; lines refused: 0.\n"
+        self.assertEqual(nothing, result.stdout)
+
+    def test_unreadable_to_standard_output(self) -> None:
+        """Where a part was written, the command does not say that nothing was."""
+        self.damage()
+
+        result = self.manage("export_users", "-", "--with-factors")
+
+        self.assertEqual(1, result.returncode)
+        self.assertFalse(result.stdout and "nothing was written" in result.stderr, result.stdout)
+
+    def test_help(self) -> None:
+        """The option is described, and an import does not have it."""
+        self.assertIn("--with-factors", self.manage("export_users", "--help").stdout)
+        self.assertEqual(2, self.manage("import_users", "-", "--with-factors").returncode)

@@ -1,23 +1,29 @@
 """Import and export: old passwords keep working, imports can be repeated, nothing is lost."""
 
+import base64
+import contextlib
 import hashlib
 import io
 import json
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import bcrypt
 from flask import current_app
-from sqlalchemy import delete, select
+from sqlalchemy import delete, event, select, update
 
 from project import clock, db, errors
 from project.accounts import administration
 from project.lib import hashing
-from project.models import User
-from project.ops import import_export, user_files
+from project.models import TotpFactor, User
+from project.ops import exported_factors, import_export, user_files
+from project.ops.exported_factors import Factor
+from project.tests.accounts.second_factor_case import STEP, SecondFactorTestCase, stored
 from project.tests.base import BaseTestCase, bearer
 from project.tests.rows import ORIGIN, add_user, start_session, stored_users
+from project.tests.tokens.claims import claims_of
 
 # Hashes of other programs, from their documentation and their tests.
 PHP = "rasmuslerdorf", "$2y$07$usesomesillystringfore2uDLvp1Ii2e./U9C8sBjqp8I90dH6hi"
@@ -64,10 +70,11 @@ class ImportExportTestCase(BaseTestCase):
             refused += [(refusal.line, refusal.errors) for refusal in batch.refused]
         return added, existing, refused
 
-    def export_users(self, *, as_csv: bool = False) -> bytes:
+    def export_users(self, *, as_csv: bool = False, with_factors: bool = False) -> bytes:
         """Return the export of all users."""
         file = io.BytesIO()
-        user_files.write(import_export.export_users(), file, as_csv=as_csv)
+        users = import_export.export_users(with_factors=with_factors)
+        user_files.write(users, file, as_csv=as_csv, with_factors=with_factors)
         return file.getvalue()
 
     def stored(self, name: str) -> str:
@@ -436,6 +443,287 @@ class TestExport(ImportExportTestCase):
 
         self.assertEqual(5_000, len(written))
         self.assertEqual(("user-4999", True), (written[-1]["username"], written[-1]["active"]))
+
+
+class FactorsTestCase(ImportExportTestCase, SecondFactorTestCase):
+    """A test with `ada`, who has an authenticator, and `bob`, who has none."""
+
+    def setUp(self) -> None:
+        """Set the authenticator up."""
+        super().setUp()
+        self.enrol()
+
+    def exported(self) -> dict[str, dict[str, Any]]:
+        """Return the users in an export with second factors, by their names."""
+        lines = self.export_users(with_factors=True).splitlines()
+        users = [json.loads(line) for line in lines]
+        return {each["username"]: each for each in users}
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """Return what is stored of a second factor, except for the encrypted secret."""
+        user_id = next(row["id"] for row in stored_users() if row["username"] == name)
+        tables = stored()
+        factors = [row for row in tables["totp_factors"] if row["user_id"] == user_id]
+        hashes = [row for row in tables["recovery_codes"] if row["user_id"] == user_id]
+        return {
+            "factors": [row["email_verified"] for row in factors],
+            "hashes": {row["code_hash"] for row in hashes},
+        }
+
+    def assert_refused(self, line: dict[str, Any], **expected: str) -> None:
+        """Check that a line is refused with these errors, and changes nothing."""
+        before = stored()
+        self.assertEqual((0, 0, [(1, expected)]), self.import_users(line))
+        self.assertEqual(before, stored())
+
+
+CANNOT_BE_DECRYPTED = "cannot be decrypted with ENCRYPTION_KEYS for this email"
+
+
+class TestSecondFactors(FactorsTestCase):
+    """Second factors in a file."""
+
+    def test_round_trip(self) -> None:
+        """Imported users log in with the authenticator and the recovery codes that they have."""
+        for number, as_csv in enumerate((False, True)):
+            with self.subTest(as_csv=as_csv):
+                if number:
+                    self.start_again()
+                self.round_trip(as_csv)
+
+    def start_again(self) -> None:
+        """Begin with the users of `setUp` again."""
+        self.erase()
+        for name in ("ada", "bob"):
+            self.add(name)
+        self.enrol()
+
+    def round_trip(self, as_csv: bool) -> None:
+        """Export the users, import them with other IDs, and log in."""
+        self.add("cho", email_verified=True)
+        self.enrol("cho")
+        used, recovery = self.code(), self.recovery_codes["ada"]
+        self.ok(self.log_in(code=used))
+        self.ok(self.log_in(code=recovery[0]))
+        before = {name: self.state_of(name) for name in ("ada", "bob", "cho")}
+        self.assertEqual([[False], [], [True]], [each["factors"] for each in before.values()])
+        written = self.export_users(as_csv=as_csv, with_factors=True)
+        for name in ("ada", "bob", "cho"):
+            self.assertNotIn(self.secrets.get(name, "none").encode(), written)
+        self.erase()
+        add_user("other", "other@test.com", "test")
+
+        self.assertEqual((3, 0, []), self.import_users(file=written))
+
+        self.assertEqual(before, {name: self.state_of(name) for name in before})
+        ids = {row["username"]: row["id"] for row in stored_users()}
+        self.assertNotEqual(self.ids["ada"], ids["ada"])
+        self.ok(self.log_in("bob"))
+        for name in ("ada", "cho"):
+            self.assert_error(self.log_in(name), errors.MfaRequired)
+            for code in (self.code(name, -1), self.code(name), recovery[0]):
+                self.assert_wrong(self.log_in(name, code=code))
+        self.move_clock(STEP)
+        for name in ("ada", "cho"):
+            token = self.ok(self.log_in(name, code=self.code(name)))["auth_token"]
+            self.assertEqual(["pwd", "otp"], claims_of(token)["amr"])
+        self.ok(self.log_in(code=recovery[1]))
+        self.assert_wrong(self.log_in("cho", code=recovery[2]))
+        self.assertEqual((0, 3, []), self.import_users(file=written))
+
+    def test_all_recovery_codes_used(self) -> None:
+        """A user without recovery codes is exported and imported, too; so is a deactivated one."""
+        for code in self.recovery_codes["ada"]:
+            self.ok(self.log_in(code=code))
+        administration.set_active("ada@test.com", False, ORIGIN)
+        db.session.commit()
+        written = self.export_users(with_factors=True)
+        self.erase()
+
+        self.assertEqual((2, 0, []), self.import_users(file=written))
+
+        self.assertEqual({"factors": [False], "hashes": set()}, self.state_of("ada"))
+        administration.set_active("ada@test.com", True, ORIGIN)
+        db.session.commit()
+        self.assert_error(self.log_in(), errors.MfaRequired)
+        self.move_clock(STEP)
+        self.ok(self.log_in(code=self.code()))
+
+    def test_without_the_option(self) -> None:
+        """No factor is written, and users who are imported from such a file have none."""
+        written = self.export_users()
+        self.assertNotIn(b"second_factor", written)
+        self.assertNotIn("second_factor", self.exported()["bob"])
+        self.assertEqual((0, 2, []), self.import_users(file=written))
+        self.erase()
+
+        self.assertEqual((2, 0, []), self.import_users(file=written))
+
+        token = self.ok(self.log_in())["auth_token"]
+        self.assertEqual(["pwd"], claims_of(token)["amr"])
+
+    def test_pending(self) -> None:
+        """A secret that was not confirmed is not exported, and is no factor of an existing user."""
+        ada = self.exported()["ada"]
+        self.ok(self.turn_off())
+        self.begin()
+
+        without = {name: value for name, value in ada.items() if name != "second_factor"}
+        self.assertEqual(without, self.exported()["ada"])
+        self.assertEqual(0, import_export.users_with_factor())
+        self.assertEqual((0, 1, []), self.import_users(without))
+        self.assert_refused(ada, it="is there already, with another second_factor")
+
+    def test_existing_users(self) -> None:
+        """The same authenticator is there already, whatever codes are left; another one is not."""
+        ada = self.exported()["ada"]
+        self.ok(self.log_in(code=self.recovery_codes["ada"][0]))
+        self.ok(self.log_in(code=self.code()))
+        self.ok(self.replace_recovery_codes())
+        self.assertEqual((0, 2, []), self.import_users(ada, ada))
+        self.assertNotEqual(ada["second_factor"], self.exported()["ada"]["second_factor"])
+
+        different = {"it": "is there already, with another second_factor"}
+        self.ok(self.turn_off())
+        self.assert_refused(ada, **different)
+        self.move_clock(STEP)
+        self.enrol()
+        self.assert_refused(ada, **different)
+        self.assert_refused(
+            ada | {"active": False}, it="is there already, with another active, second_factor"
+        )
+
+    def test_added_twice(self) -> None:
+        """Of two lines with one user in a file, the first is added with its factor."""
+        ada = self.exported()["ada"]
+        self.ok(self.turn_off())
+        self.move_clock(STEP)
+        self.enrol()
+        another = self.exported()["ada"]
+        self.erase()
+
+        refused = {"it": "is there already, with another second_factor"}
+        self.assertEqual((1, 1, [(3, refused)]), self.import_users(another, another, ada))
+
+        self.move_clock(STEP)
+        self.ok(self.log_in(code=self.code()))
+
+    def test_wrong_keys(self) -> None:
+        """A factor that no key decrypts is refused with its line; the other lines are imported."""
+        users = self.exported()
+        self.erase()
+        for keys in ((), ("another" * 8,)):
+            with self.subTest(keys), mock.patch.dict(self.app.config, ENCRYPTION_KEYS=keys):
+                self.assert_refused(users["ada"], second_factor=CANNOT_BE_DECRYPTED)
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=("another" * 8,)):
+            refused = [(1, {"second_factor": CANNOT_BE_DECRYPTED})]
+            outcome = self.import_users(users["ada"], users["bob"])
+            self.assertEqual((1, 0, refused), outcome)
+        keys = "another" * 8, *self.app.config["ENCRYPTION_KEYS"]
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=keys):
+            self.assertEqual((1, 1, []), self.import_users(users["ada"], users["bob"]))
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=keys[:1]):
+            # The secret is stored under the first key.
+            self.move_clock(STEP)
+            self.ok(self.log_in(code=self.code()))
+
+    def test_ill_formed(self) -> None:
+        """What was not exported is refused, and its content is not repeated."""
+        ada = self.exported()["ada"]
+        sealed = ada["second_factor"]
+        self.erase()
+        for text in (
+            "",
+            "x",
+            sealed[:-4],
+            sealed[4:],
+            sealed + "AAAA",
+            sealed.lower(),
+            f" {sealed}",
+            sealed.replace("=", "") + "é",
+            base64.b64encode(bytes(64)).decode(),
+            "A" * 60_000,
+            "\x1b[2J",
+        ):
+            with self.subTest(text[:80]):
+                line = ada | {"second_factor": text}
+                self.assert_refused(line, second_factor=CANNOT_BE_DECRYPTED)
+        for value in (None, 1, ["x"], {"secret": self.secrets["ada"]}):
+            with self.subTest(value):
+                line = ada | {"second_factor": value}
+                self.assert_refused(line, second_factor="must be a string")
+        self.assert_refused(
+            ada | {"email": "none"},
+            email="must be an email address",
+            second_factor=CANNOT_BE_DECRYPTED,
+        )
+
+    def test_unreadable(self) -> None:
+        """An export with a secret that no key decrypts fails, and so does a comparison with it."""
+        ada = self.exported()["ada"]
+        db.session.execute(update(TotpFactor).values(secret=b"x"))
+        db.session.commit()
+
+        with self.assertRaises(errors.MfaNotConfigured):
+            self.export_users(with_factors=True)
+        self.assertEqual(2, len(self.export_users().splitlines()))
+        before = stored()
+        with self.assertRaises(errors.MfaNotConfigured):
+            self.import_users({**user("new")}, ada)
+        db.session.rollback()
+        self.assertEqual(before, stored())
+
+    def test_statements(self) -> None:
+        """The number of statements does not depend on the number of users."""
+        sealed = Factor(self.secrets["ada"], True, [f"{each:064}" for each in range(10)])
+        counts: dict[str, list[int]] = {"import": [], "repeated": [], "export": []}
+        for number in (2, 40):
+            self.erase()
+            lines = []
+            for each in range(number):
+                one = user(f"user-{each}")
+                lines.append(one | {"second_factor": exported_factors.seal(sealed, one["email"])})
+            with self.counted_statements() as count:
+                self.assertEqual((number, 0, []), self.import_users(*lines))
+            counts["import"].append(len(count))
+            with self.counted_statements() as count:
+                self.assertEqual((0, number, []), self.import_users(*lines))
+            counts["repeated"].append(len(count))
+            with self.counted_statements() as count:
+                self.assertEqual(number, len(self.export_users(with_factors=True).splitlines()))
+            counts["export"].append(len(count))
+            self.assertEqual(10 * number, len(stored()["recovery_codes"]))
+
+        for name, (few, many) in counts.items():
+            self.assertEqual(few, many, name)
+        self.assertLessEqual(counts["export"][0], 2)
+
+    @contextlib.contextmanager
+    def counted_statements(self) -> Iterator[list[str]]:
+        """Collect the statements that are sent in the block."""
+        sent: list[str] = []
+
+        def keep(*arguments: Any) -> None:
+            sent.append(str(arguments[2]))
+
+        for engine in db.engines.values():
+            event.listen(engine, "before_cursor_execute", keep)
+        try:
+            yield sent
+        finally:
+            for engine in db.engines.values():
+                event.remove(engine, "before_cursor_execute", keep)
+
+    def test_snapshot(self) -> None:
+        """An export is read from the database bit by bit; what changes meanwhile is not in it."""
+        users = import_export.export_users(with_factors=True)
+        first = next(users)
+        self.ok(self.turn_off())
+
+        written = [first, *users]
+
+        self.assertEqual(["ada", "bob"], [each["username"] for each in written])
+        self.assertIn("second_factor", written[0])
 
 
 class TestPasswordsOfFiles(BaseTestCase):

@@ -2,15 +2,31 @@
 
 import re
 import secrets
+import subprocess
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any, ClassVar
+from unittest import mock
 
 import jwt
+import pyotp
+from sqlalchemy import insert, select
 
-from project import clock
-from project.errors import TokenInvalid
+from project import clock, db
+from project.accounts import administration, second_factor
+from project.errors import TokenInvalid, WrongCode
+from project.models import TotpFactor, User
+from project.tests import scratch
 from project.tests.base import bearer
-from project.tests.ops.issuer import ENCRYPTION_KEY, SECRET_KEY, IssuerTestCase
-from project.tests.rows import stored_events
+from project.tests.ops.issuer import (
+    ENCRYPTION_KEY,
+    PRODUCTION,
+    SECRET_KEY,
+    SETTINGS,
+    IssuerTestCase,
+)
+from project.tests.rows import ORIGIN, stored_events
+from project.tests.tokens.claims import claims_of
 
 ANOTHER_KEY = secrets.token_hex(32)
 
@@ -20,7 +36,49 @@ def kid_of(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
 
 
-class KeysTestCase(IssuerTestCase):
+def printed_by_reencryption(private_keys: int, authenticators: int) -> str:
+    """Return what reencrypt_keys prints on standard output."""
+    return (
+        f"Authenticators encrypted again: {authenticators}.\n"
+        f"Private keys encrypted again: {private_keys}.\n"
+    )
+
+
+class FactorsTestCase(IssuerTestCase):
+    """A test of these commands, in which users set authenticators up."""
+
+    def setUp(self) -> None:
+        """Start without authenticators."""
+        super().setUp()
+        self.tokens: dict[str, str] = {}
+        self.secrets: dict[str, str] = {}  # in base32
+
+    def run_command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Return what a command in production returns."""
+        settings = PRODUCTION | SETTINGS | {"DATABASE_URL": self.url}
+        return scratch.manage(*arguments, **settings | environment)
+
+    def begin(self, name: str, token: str) -> None:
+        """Begin to set an authenticator up."""
+        self.tokens[name] = token
+        body = {"current_password": "test"}
+        answer = self.client.post("/auth/totp", json=body, headers=bearer(token))
+        self.assertEqual(200, answer.status_code, answer.get_data(as_text=True))
+        self.secrets[name] = answer.get_json()["data"]["secret"]
+
+    def code(self, name: str) -> str:
+        """Return the code that the authenticator of a user shows."""
+        return pyotp.TOTP(self.secrets[name]).at(clock.utcnow())
+
+    def confirm(self, name: str) -> None:
+        """Turn the authenticator of a user on."""
+        body = {"code": self.code(name)}
+        headers = bearer(self.tokens[name])
+        answer = self.client.post("/auth/totp/confirm", json=body, headers=headers)
+        self.assertEqual(200, answer.status_code, answer.get_data(as_text=True))
+
+
+class KeysTestCase(FactorsTestCase):
     """A test of these commands, with a user who is logged in."""
 
     def setUp(self) -> None:
@@ -142,8 +200,9 @@ class TestReencryption(KeysTestCase):
         """After the re-encryption the old key is not needed any more, and tokens stay valid."""
         both = f"{ANOTHER_KEY},{ENCRYPTION_KEY}"
 
-        self.assertIn("again: 1.", self.manage("reencrypt_keys", ENCRYPTION_KEYS=both))
-        self.assertIn("again: 0.", self.manage("reencrypt_keys", ENCRYPTION_KEYS=both))
+        for number in (1, 0):
+            printed = self.manage("reencrypt_keys", ENCRYPTION_KEYS=both)
+            self.assertEqual(printed_by_reencryption(number, 0), printed)
 
         self.assertEqual({self.first: ("signs", "yes")}, self.states(ENCRYPTION_KEYS=ANOTHER_KEY))
         self.app.config["ENCRYPTION_KEYS"] = (ANOTHER_KEY,)
@@ -152,12 +211,207 @@ class TestReencryption(KeysTestCase):
         self.assertEqual(200, self.get("/auth/status", self.token).status_code)
 
     def test_unknown_key(self) -> None:
-        """If a private key cannot be decrypted, nothing is changed."""
+        """If a private key cannot be decrypted, none is changed, but authenticators are."""
         before = self.execute("SELECT * FROM signing_keys")
+        self.begin("ada", self.token)
+        for keys, authenticators in ((ANOTHER_KEY, 0), (f"{ANOTHER_KEY},{ENCRYPTION_KEY}", 1)):
+            result = self.run_command("reencrypt_keys", ENCRYPTION_KEYS=keys)
 
-        self.assert_refused("Nothing has changed", "reencrypt_keys", ENCRYPTION_KEYS=ANOTHER_KEY)
+            self.assertEqual(1, result.returncode)
+            printed = f"Authenticators encrypted again: {authenticators}.\n"
+            self.assertEqual(printed, result.stdout)
+            self.assertRegex(result.stderr, r"\ANo private key has changed[^\n]*\n\Z")
+            self.assertEqual(before, self.execute("SELECT * FROM signing_keys"))
 
-        self.assertEqual(before, self.execute("SELECT * FROM signing_keys"))
+            self.execute("UPDATE signing_keys SET private = :key", key=b"x")
+            before = self.execute("SELECT * FROM signing_keys")
+
+
+class TestReencryptionOfAuthenticators(KeysTestCase):
+    """reencrypt_keys, where users have authenticators."""
+
+    both = f"{ANOTHER_KEY},{ENCRYPTION_KEY}"
+
+    def add_user(self, name: str) -> None:
+        """Register a user who begins to set an authenticator up."""
+        self.begin(name, self.add(name).get_json()["auth_token"])
+
+    def stored(self) -> dict[int, bytes]:
+        """Return the stored secrets by the id of their user."""
+        rows = self.execute("SELECT user_id, secret FROM totp_factors")
+        return {user_id: bytes(secret) for user_id, secret in rows}
+
+    def id_of(self, name: str) -> int:
+        """Return the id of a user."""
+        ((user_id,),) = self.execute("SELECT id FROM users WHERE username = :name", name=name)
+        return int(user_id)
+
+    def log_in_with_code(self, name: str) -> dict[str, Any]:
+        """Return the tokens of a login with a code."""
+        body = {"email": f"{name}@test.com", "password": "test", "code": self.code(name)}
+        answer = self.client.post("/auth/login", json=body)
+        self.assertEqual(200, answer.status_code, answer.get_data(as_text=True))
+        tokens: dict[str, Any] = answer.get_json()
+        return tokens
+
+    def test_all(self) -> None:
+        """Then the first key alone decrypts all secrets, also those that are being set up."""
+        for name in ("bob", "cho", "dan"):
+            self.add_user(name)
+        for name in ("bob", "cho"):
+            self.confirm(name)
+        before = self.stored()
+        for private_keys, authenticators in ((1, 3), (0, 0)):
+            printed = self.manage("reencrypt_keys", ENCRYPTION_KEYS=self.both)
+            self.assertEqual(printed_by_reencryption(private_keys, authenticators), printed)
+
+        after = self.stored()
+        self.assertEqual(before.keys(), after.keys())
+        self.assertEqual(set(), set(before.values()) & set(after.values()))
+        self.app.config["ENCRYPTION_KEYS"] = (ANOTHER_KEY,)
+        self.move_clock(61)
+        for name in ("bob", "cho"):
+            token = self.log_in_with_code(name)["auth_token"]
+            self.assertEqual(["pwd", "otp"], claims_of(token)["amr"])
+        self.confirm("dan")
+
+    def test_nothing_else_changes(self) -> None:
+        """A code that was used before is wrong after it, and recovery codes stay."""
+        self.add_user("bob")
+        self.confirm("bob")
+        query = "SELECT user_id, last_step, email_verified FROM totp_factors"
+        before = self.execute(query), self.execute("SELECT * FROM recovery_codes")
+
+        self.manage("reencrypt_keys", ENCRYPTION_KEYS=self.both)
+
+        after = self.execute(query), self.execute("SELECT * FROM recovery_codes")
+        self.assertEqual(before, after)
+
+    def test_unreadable(self) -> None:
+        """A secret that no key decrypts stays as it is; the others are done, and the code is 1."""
+        for name in ("bob", "cho", "dan", "eve"):
+            self.add_user(name)
+        copied, damaged = self.id_of("bob"), self.id_of("dan")
+        statement = "UPDATE totp_factors SET secret = :secret WHERE user_id = :user_id"
+        self.execute(statement, secret=self.stored()[self.id_of("cho")], user_id=copied)
+        self.execute(statement, secret=b"x", user_id=damaged)
+        before = self.stored()
+
+        result = self.run_command("reencrypt_keys", ENCRYPTION_KEYS=self.both)
+
+        self.assertEqual(1, result.returncode)
+        self.assertEqual(printed_by_reencryption(1, 2), result.stdout)
+        expected = "Authenticators that no key of ENCRYPTION_KEYS decrypts: 2.\n"
+        self.assertEqual(expected, result.stderr)
+        after = self.stored()
+        unchanged = {user_id for user_id in before if before[user_id] == after[user_id]}
+        self.assertEqual({copied, damaged}, unchanged)
+        self.app.config["ENCRYPTION_KEYS"] = (ANOTHER_KEY,)
+        self.move_clock(61)
+        for name in ("cho", "eve"):
+            self.confirm(name)
+
+    def test_batches(self) -> None:
+        """More authenticators than fit in a batch are all encrypted again, batch by batch."""
+        number = second_factor.REENCRYPTED_AT_ONCE + 5
+        users = [
+            {
+                "username": f"user{each}",
+                "username_key": f"user{each}",
+                "email": f"user{each}@test.com",
+                "password": "x",
+                "active": True,
+                "admin": False,
+                "created_at": clock.utcnow(),
+            }
+            for each in range(number)
+        ]
+        db.session.execute(insert(User), users)
+        ids = db.session.scalars(select(User.id).where(User.password == "x")).all()
+        rows = [
+            {"user_id": each, "secret": second_factor.encrypt(f"SECRET{each}", each)}
+            for each in ids
+        ]
+        db.session.execute(insert(TotpFactor), rows)
+        db.session.commit()
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=(ANOTHER_KEY, ENCRYPTION_KEY)):
+            batches = []
+            for batch in second_factor.reencrypt():
+                db.session.rollback()
+                batches.append(batch)
+            self.assertEqual([(second_factor.REENCRYPTED_AT_ONCE, 0), (5, 0)], batches)
+
+        printed = self.manage("reencrypt_keys", ENCRYPTION_KEYS=self.both)
+
+        self.assertEqual(printed_by_reencryption(1, number), printed)
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=(ANOTHER_KEY,)):
+            for user_id, secret in self.stored().items():
+                self.assertEqual(f"SECRET{user_id}", second_factor.decrypt(secret, user_id))
+
+    def meanwhile(self, act: Callable[[], object]) -> list[tuple[int, int]]:
+        """Encrypt again, and do something after a batch was read; return the batches."""
+        original, acts = second_factor.decrypt, [act]
+
+        def decrypt(stored: bytes, user_id: int) -> str:
+            if acts:
+                with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=(ENCRYPTION_KEY,)):
+                    acts.pop()()
+            return original(stored, user_id)
+
+        keys = ANOTHER_KEY, ENCRYPTION_KEY
+        with (
+            mock.patch.dict(self.app.config, ENCRYPTION_KEYS=keys),
+            mock.patch.object(second_factor, "decrypt", decrypt),
+        ):
+            batches = []
+            for batch in second_factor.reencrypt():
+                db.session.commit()
+                batches.append(batch)
+        self.assertEqual([], acts)
+        return batches
+
+    def test_set_up_again_meanwhile(self) -> None:
+        """A secret that its user replaces meanwhile is the one that is stored afterwards."""
+        self.add_user("bob")
+        token = self.tokens["bob"]
+
+        self.assertEqual([(0, 0)], self.meanwhile(lambda: self.begin("bob", token)))
+
+        self.confirm("bob")
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=(ANOTHER_KEY, ENCRYPTION_KEY)):
+            self.move_clock(61)
+            self.log_in_with_code("bob")
+        self.manage("reencrypt_keys", ENCRYPTION_KEYS=self.both)
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=(ANOTHER_KEY,)):
+            self.move_clock(61)
+            self.log_in_with_code("bob")
+
+    def test_used_meanwhile(self) -> None:
+        """A code that is used meanwhile stays used."""
+        self.add_user("bob")
+        self.confirm("bob")
+        self.move_clock(30)
+        code = self.code("bob")
+
+        self.assertEqual([(1, 0)], self.meanwhile(lambda: self.log_in_with_code("bob")))
+
+        body = {"email": "bob@test.com", "password": "test", "code": code}
+        with mock.patch.dict(self.app.config, ENCRYPTION_KEYS=(ANOTHER_KEY, ENCRYPTION_KEY)):
+            self.assert_error(self.client.post("/auth/login", json=body), WrongCode)
+
+    def test_turned_off_meanwhile(self) -> None:
+        """A factor that is removed meanwhile stays removed."""
+        self.add_user("bob")
+        self.confirm("bob")
+
+        def reset() -> None:
+            with self.app.app_context():
+                administration.reset_totp_of("bob@test.com", ORIGIN)
+                db.session.commit()
+
+        self.assertEqual([(0, 0)], self.meanwhile(reset))
+
+        self.assertEqual({}, self.stored())
 
 
 class TestPurge(KeysTestCase):
@@ -181,12 +435,30 @@ class TestPurge(KeysTestCase):
         self.assertEqual(1, len(self.execute("SELECT * FROM ended_sessions")))
 
 
-class TestWithoutIssuer(IssuerTestCase):
+class TestWithoutIssuer(FactorsTestCase):
     """A service whose tokens only it verifies."""
 
+    environment: ClassVar = SETTINGS | {"ISSUER": ""}
+
     def test_refused(self) -> None:
-        """Each of the commands is refused and changes nothing."""
-        for arguments in (["rotate_keys"], ["rotate_keys", "--now"], ["keys"], ["reencrypt_keys"]):
+        """The commands about keys that sign are refused and change nothing."""
+        for arguments in (["rotate_keys"], ["rotate_keys", "--now"], ["keys"]):
             with self.subTest(arguments):
                 self.assert_refused("ISSUER is not set", *arguments, ISSUER="")
         self.assertEqual([], self.execute("SELECT * FROM signing_keys"))
+
+    def test_reencryption(self) -> None:
+        """Authenticators are encrypted again; without ENCRYPTION_KEYS one line says that."""
+        both = f"{ANOTHER_KEY},{ENCRYPTION_KEY}"
+        answer = self.add("ada")
+        self.begin("ada", answer.get_json()["auth_token"])
+        before = self.execute("SELECT * FROM totp_factors")
+        reason = "ENCRYPTION_KEYS is not set: the service encrypts nothing."
+        self.assert_refused(reason, "reencrypt_keys", ISSUER="", ENCRYPTION_KEYS="")
+        self.assertEqual(before, self.execute("SELECT * FROM totp_factors"))
+
+        printed = self.manage("reencrypt_keys", ISSUER="", ENCRYPTION_KEYS=both)
+
+        self.assertEqual(printed_by_reencryption(0, 1), printed)
+        self.app.config["ENCRYPTION_KEYS"] = (ANOTHER_KEY,)
+        self.confirm("ada")

@@ -15,7 +15,10 @@ HASHED = "$2b$12$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW"
 ADA = {"username": "ada", "email": "ada@example.com", "password_hash": HASHED}
 HEADER = b"username,email,password_hash\r\n"
 ADA_ROW = f"ada,ada@example.com,{HASHED}\r\n".encode()
-JSON_FIELDS = "username, email, password_hash, active, admin, email_verified, roles, created_at"
+JSON_FIELDS = (
+    "username, email, password_hash, active, admin, email_verified, roles, created_at,"
+    " second_factor"
+)
 
 
 def line(**fields: Any) -> bytes:
@@ -120,6 +123,10 @@ class TestRecords(unittest.TestCase):
             ("roles", [f"role{number}" for number in range(17)], "must have at most 16 words"),
             ("roles", ["orders", "orders"], words),
             ("roles", ["Orders"], words),
+            ("second_factor", None, text),
+            ("second_factor", True, text),
+            ("second_factor", ["secret"], text),
+            ("second_factor", {"secret": "x"}, text),
             ("created_at", None, moment),
             ("created_at", 0, moment),
             ("created_at", "2026-11-22", moment),
@@ -282,6 +289,17 @@ class TestCsv(unittest.TestCase):
         self.assertEqual(expected, read_roles)
         self.assertEqual([["roles"]] * 3, [list(record.errors) for record in found[4:]])
 
+    def test_second_factor(self) -> None:
+        """An empty field is no second factor, wherever the column is."""
+        for content in (
+            f"second_factor,username,email,password_hash\r\n,ada,ada@x.y,{HASHED}\r\n",
+            f'username,email,password_hash,second_factor\r\nada,ada@x.y,{HASHED},""\r\n',
+        ):
+            (found,) = read(content.encode(), as_csv=True)
+
+            self.assertEqual({}, found.errors)
+            self.assertIsNone(found.user.second_factor if found.user else "refused")
+
     def test_rows_are_refused_one_by_one(self) -> None:
         """An invalid row is refused with the number of its first line; the other rows are read."""
         content = b"username,email,password_hash,active\r\n"
@@ -314,7 +332,8 @@ class TestCsv(unittest.TestCase):
         """Nothing is read without a header of all required fields, each once, and no others."""
         reason = (
             "must be the header, which names username, email, password_hash, and no others but"
-            " active, admin, email_verified, roles, created_at; nothing after it was read"
+            " active, admin, email_verified, roles, created_at, second_factor; nothing after it was"
+            " read"
         )
         for header in (
             b"",
@@ -377,4 +396,32 @@ class TestWriting(unittest.TestCase):
                 back = found[1].user.model_dump() if found[1].user else {}
                 self.assertEqual("{CRYPT}" + HASHED, back.pop("password_hash"))
                 self.assertEqual(7, back.pop("created_at").microsecond)
+                self.assertIsNone(back.pop("second_factor"))
                 self.assertEqual(back, {key: user[key] for key in back})
+
+    def test_second_factors(self) -> None:
+        """A CSV file has the column on request; it is empty for users without a factor."""
+        user = ADA | {
+            "active": True,
+            "admin": False,
+            "email_verified": False,
+            "roles": [],
+            "created_at": "2001-02-03T04:05:06Z",
+        }
+        users = [user, user | {"second_factor": "c2VhbGVk"}]
+        written = {}
+        for with_factors in (False, True):
+            for as_csv in (False, True):
+                file = io.BytesIO()
+                user_files.write(users, file, as_csv=as_csv, with_factors=with_factors)
+                written[with_factors, as_csv] = file.getvalue().decode().splitlines()
+
+        self.assertEqual(written[False, False], written[True, False])
+        self.assertNotIn("second_factor", written[True, False][0])
+        self.assertIn('"second_factor":"c2VhbGVk"', written[True, False][1])
+        self.assertNotIn("second_factor", written[False, True][0])
+        self.assertEqual(written[False, True][1], written[False, True][2])
+        header, without, with_one = written[True, True]
+        self.assertEqual(written[False, True][0] + ",second_factor", header)
+        self.assertEqual(written[False, True][1] + ",", without)
+        self.assertEqual(without + "c2VhbGVk", with_one)
