@@ -40,8 +40,8 @@ def begin(user: Row[Any], origin: audit.Origin, *, password: str) -> Secret:
         return second_factor.begin(user.id)
 
     secret = retry_if_changed(store)
-    confirmation.succeed()
     audit.record(audit.Kind.TOTP_STARTED, **confirmation.about)
+    confirmation.succeed()
     return Secret(secret, codes.uri(secret, user.email, rendering.service_name()))
 
 

@@ -538,7 +538,7 @@ class TestRelief(CodeLimitsTestCase):
         self.assertEqual(known, stored()["known_addresses"])
 
     def test_forgotten_password_elsewhere(self) -> None:
-        """Whoever resets the password by mail gets no count of codes of their own there."""
+        """A client that resets the password by mail gets no count of codes of its own there."""
         with self.at(ELSEWHERE):
             self.follow_link(
                 "/auth/password/forgot", "/auth/password/reset", new_password="another"
@@ -547,7 +547,7 @@ class TestRelief(CodeLimitsTestCase):
             self.assert_paused(self.second_step(token, self.code()), 60)
 
     def test_verification(self) -> None:
-        """Neither does whoever confirms the email by a link."""
+        """Neither does a client that confirms the email by a link."""
         self.store(email_verified=False)
         with self.at(ELSEWHERE):
             self.follow_link("/auth/verification", "/auth/verify")

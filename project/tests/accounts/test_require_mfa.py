@@ -226,7 +226,7 @@ class TestRoutes(RequiredTestCase):
         self.assert_must_enrol("ada")
 
     def test_turning_off(self) -> None:
-        """Whoever turns it off can only set up another one."""
+        """A user who turns it off can only set up another one."""
         self.require("all")
         self.enrol()
         self.ok(self.turn_off())

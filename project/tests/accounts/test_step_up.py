@@ -395,7 +395,7 @@ class TestOtherAccounts(StepUpTestCase):
         self.assertEqual(["recovery_code_used"], self.notices("admin"))
 
     def test_admin_without_a_second_factor(self) -> None:
-        """An admin without a second factor needs no code, whoever has one."""
+        """An admin without a second factor needs no code, even if the other user has one."""
         self.ok(self.do(ADMIN_ACTS["rename"], "second"))
         self.ok(self.do(ADMIN_ACTS["reset"], "second"))
 
