@@ -49,8 +49,10 @@ NO_SECRET, NO_RECOVERY_CODE = "A" * 32, "ABCD-EFGH-IJKL-MNOP-QRST-2347"
 CODES = st.sampled_from(
     ["new", "recovery", None, "replayed", 0, "new", None, -1, "used", "new", 1, -2, "wrong"]
 )
-ACTS = st.sampled_from(["replace the recovery codes", "change the password", "turn off"])
-CODE_SECONDS = st.sampled_from([0, 0, 1, STEP_UP - STEP, STEP_UP])
+ACTS = st.sampled_from(["recovery codes", "password", "turn off", "recovery codes", "password"])
+ACT_CODES = st.sampled_from([None, "new", "recovery", "replayed", None, 0, "wrong"])
+STEP_UP_SECONDS = st.sampled_from([0, STEP_UP, STEP_UP - 1])
+MFA_SECONDS = st.sampled_from([0, 0, 1, MFA_LIFETIME - 1])
 
 Refusal = type[errors.ServiceError]
 CodeKind = int | str | None
@@ -272,7 +274,7 @@ def shown(secret: str, step: int) -> str:
 
 
 def pairs_of(machine: "Machine") -> st.SearchStrategy[Pair]:
-    """Draw from the issued pairs, more often from those of living sessions."""
+    """Draw from the issued pairs, more often from those of living sessions, and with a factor."""
     given = list(machine.given.values())
     recent = [
         pair
@@ -280,7 +282,8 @@ def pairs_of(machine: "Machine") -> st.SearchStrategy[Pair]:
         if pair.auth.session in machine.model.live(pair.auth.session.account)
         and pair.auth.generation >= pair.auth.session.generation - 1
     ]
-    choices = [recent, recent, given] if recent else [given]
+    enrolled = [pair for pair in recent if pair.auth.session.account.secret] or recent
+    choices = [enrolled, recent, given] if recent else [given]
     return st.sampled_from(choices).flatmap(st.sampled_from)
 
 
@@ -436,6 +439,7 @@ class Machine(RuleBasedStateMachine):
             self.model.end(session.account, session if scope == "?scope=others" else None)
         elif not refused:
             session.ended = True
+        self.check(self.test.get("/auth/status", pair.auth.text), self.model.refuse(pair.auth))
 
     def change_password(
         self, pair: Pair, current: str, new: str, keep: bool, kind: CodeKind = None
@@ -547,7 +551,7 @@ class SecondFactorMachine(Machine):
     log_in = rule(name=ACCOUNTS, password=PASSWORDS, kind=CODES)(Machine.log_in)
     refresh = rule(pair=PAIRS, seconds=SECONDS)(Machine.refresh)
 
-    @rule(name=ACCOUNTS, kinds=st.tuples(CODES, CODES), seconds=CODE_SECONDS)
+    @rule(name=ACCOUNTS, kinds=st.tuples(CODES, CODES), seconds=MFA_SECONDS)
     def log_in_in_two_steps(
         self, name: str, kinds: tuple[CodeKind, CodeKind], seconds: int
     ) -> None:
@@ -598,14 +602,14 @@ class SecondFactorMachine(Machine):
         if not refused:
             session.account.recovery_codes = answer["data"]["recovery_codes"]
 
-    @rule(act=ACTS, pair=PAIRS, password=PASSWORDS, kind=CODES, seconds=CODE_SECONDS)
+    @rule(act=ACTS, pair=PAIRS, password=PASSWORDS, kind=ACT_CODES, seconds=STEP_UP_SECONDS)
     def act(self, act: str, pair: Pair, password: str, kind: CodeKind, seconds: int) -> None:
         """Try to do what needs a code, unless the session has given one just now."""
         self.wait(seconds)
         match act:
-            case "change the password":
+            case "password":
                 self.change_password(pair, password, "two", keep=seconds > 0, kind=kind)
-            case "replace the recovery codes":
+            case "recovery codes":
                 if answer := self.change_factor(
                     "POST", "/auth/recovery_codes", pair, password, kind
                 ):
@@ -628,6 +632,7 @@ class SecondFactorMachine(Machine):
         answer = self.check(self.send(method, path, body, pair.auth), refused)
         return None if refused else answer
 
+    @precondition(lambda self: self.checks % 3 == 0)
     @rule(name=ACCOUNTS, by_admin=st.booleans())
     def reset_totp(self, name: str, by_admin: bool) -> None:
         """Turn the authenticator of a user off, as an operator or an admin does."""
@@ -671,7 +676,7 @@ class TestSessionMachine(BaseTestCase):
         configuration.set_hypothesis_home_dir(folder.name)
         self.addCleanup(configuration.set_hypothesis_home_dir, None)
 
-    def run_machine(self, machine: type[Machine]) -> None:
+    def run_machine(self, machine: type[Machine], examples: int) -> None:
         """Take random steps, of which a report of a failure names the shortest that fail."""
         run_state_machine_as_test(
             lambda: machine(self),  # type: ignore[arg-type]  # what makes one will do
@@ -680,15 +685,15 @@ class TestSessionMachine(BaseTestCase):
                 database=None,
                 derandomize=True,
                 print_blob=True,
-                max_examples=30,
+                max_examples=examples,
                 stateful_step_count=20,
             ),
         )
 
     def test_sessions(self) -> None:
         """At any time the valid tokens are exactly those of the model."""
-        self.run_machine(SessionMachine)
+        self.run_machine(SessionMachine, 55)
 
     def test_second_factor(self) -> None:
         """At any time the codes and tokens that are valid are exactly those of the model."""
-        self.run_machine(SecondFactorMachine)
+        self.run_machine(SecondFactorMachine, 35)
