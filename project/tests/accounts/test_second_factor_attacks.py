@@ -756,7 +756,10 @@ class TestDump(AttacksTestCase):
             codes = self.use_everything()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "users.jsonl")
-            with contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                mock.patch("project.lib.database.set_answer_timeout"),
+            ):
                 import_export_commands.export_users(str(file), with_factors=True)
             exported = file.read_bytes()
 
