@@ -247,7 +247,7 @@ def plans(large: Filled, sparse: Filled) -> Iterator[str]:
     for one in (large, sparse):
         statements_of[f"The guard, a user with 1 session; {one.size}"] = one.guards(ONE, ONE)
         statements_of[f"The guard, {one.many_sessions}; {one.size}"] = one.guards(MANY, MANY)[:1]
-    login = f"user-{MANY}@example.com", PASSWORD, audit.Origin("192.0.2.1", "")
+    login = f"user-{MANY}@example.com", PASSWORD, None, audit.Origin("192.0.2.1", "")
     statements_of[f"A login, {large.many_sessions}; {large.size}"] = large.sent(
         authentication.log_in, *login
     )
