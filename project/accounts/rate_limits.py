@@ -321,11 +321,11 @@ class _Counted(Attempt):
         self.counts = counts
 
     def succeed(self) -> None:
-        """Take one off each count, and end the pause that the attempt may have begun."""
+        """Take the attempt off each count."""
         self.withdraw()
 
     def withdraw(self) -> None:
-        """Do the same."""
+        """Take one off each count, and end the pause that the attempt may have begun."""
         for key, _ in self.counts:
             database.write(
                 update(throttles_table)
