@@ -6,6 +6,9 @@ import logging
 import os
 import sys
 
+if sys.version_info < (3, 11):  # noqa: UP036  # the check is for older ones
+    sys.exit(f"Python 3.11 or newer is needed; this is Python {sys.version.split()[0]}.")
+
 import flask_migrate.cli
 from flask import current_app
 from flask_script_ng import Command, Manager, Option, Server, Shell
@@ -47,7 +50,7 @@ def application() -> UsersService:
             sys.exit(checks.report(checks.configuration_refused(error)))
         raise
     # A command prints what it did to standard output, so its log has only warnings.
-    level = logging.INFO if COMMAND in {"runserver", "send_mail"} else logging.WARNING
+    level = app.config["LOG_LEVEL"] if COMMAND in {"runserver", "send_mail"} else "WARNING"
     logs.configure(readable=app.debug, file=sys.stderr, level=level)
     return app
 

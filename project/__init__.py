@@ -33,7 +33,7 @@ def create_app(settings: str | None = None) -> UsersService:
         # Flask documents wsgi_app as replaceable; mypy sees a method.
         app.wsgi_app = forwarded.trust_proxies(app.wsgi_app, hops)  # type: ignore[assignment,method-assign]
     readable = app.debug or app.testing
-    logs.configure(readable=readable, deferred=not readable)
+    logs.configure(readable=readable, level=app.config["LOG_LEVEL"], deferred=not readable)
     metrics.init_app(app, namespace="users")
     database.init_app(app, application_name=SERVICE_NAME)
     readiness.init_app(app)

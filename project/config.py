@@ -248,6 +248,10 @@ PasswordLength = Annotated[int, Field(ge=1, le=64)]
 FailuresPerAccount = Annotated[int, Field(ge=1, le=10_000)]
 AttemptsPerAddress = Annotated[int, Field(ge=1, le=1_000_000)]
 LinkLifetime = Annotated[int, Field(ge=60, le=366 * DAY)]  # seconds
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda text: text.upper() if isinstance(text, str) else text),
+]
 
 
 class BaseConfig(BaseModel):
@@ -359,6 +363,8 @@ class BaseConfig(BaseModel):
         DAY, description="lifetime of a link that confirms the email of a new user"
     )
     INVITATION_LINK_SECONDS: LinkLifetime = Field(7 * DAY, description="lifetime of an invitation")
+    LOG_LEVEL: LogLevel = Field("INFO", description="the lowest level of the lines in the log")
+    LOG_PROBES: bool = Field(False, description="whether probes that succeed are logged")
     METRICS_PORT: int | None = Field(
         None, ge=1, le=65_535, description="port on which `serve` exposes /metrics for Prometheus"
     )
@@ -458,6 +464,7 @@ class DevelopmentConfig(BaseConfig):
     CORS_ORIGINS: Origins = frozenset()
     API_DOCS: bool = True
     USERS_API_OPEN: bool = True
+    LOG_PROBES: bool = True
     # Lenient: one developer's programs are not an attack.
     LOGIN_FAILURES_PER_ACCOUNT: FailuresPerAccount = 100
     LOGIN_FAILURES_PER_ADDRESS: AttemptsPerAddress = 1_000
@@ -485,6 +492,7 @@ class TestingConfig(BaseConfig):
     CORS_ORIGINS: Origins = frozenset()
     API_DOCS: bool = True
     USERS_API_OPEN: bool = True
+    LOG_PROBES: bool = True
     RATE_LIMITS: bool = False
 
     @classmethod

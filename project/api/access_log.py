@@ -5,7 +5,7 @@ import time
 import flask
 from flask import Flask, g
 
-from project.api.requests import Request
+from project.api.requests import PROBES, Request
 from project.lib import logs, metrics
 
 # Other methods, which a client may make up, are logged and counted as "other".
@@ -15,8 +15,9 @@ _METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
 def record(app: Flask, request: Request, response: flask.Response) -> None:
     """Set X-Request-ID on `response`, count it and log it; the last step of each request.
 
-    The line contains the path, never the query or a header. `ms` is the time since the request
-    reached the application, including the time to read its body.
+    A probe that succeeds leaves no line without LOG_PROBES. The line contains the path, never the
+    query or a header. `ms` is the time since the request reached the application, including the
+    time to read its body.
     """
     seconds = time.perf_counter() - request.began_at
     method = request.method if request.method in _METHODS else "other"
@@ -27,6 +28,8 @@ def record(app: Flask, request: Request, response: flask.Response) -> None:
     response.headers["X-Request-ID"] = request_id
     counters = metrics.of(app)
     counters.answer(method, route, status, seconds)
+    if route in PROBES and status < 300 and not app.config["LOG_PROBES"]:
+        return
     line: dict[str, object] = {
         "method": method,
         "path": request.redacted_path,

@@ -3,10 +3,9 @@
 import flask
 from flask import Flask, request
 
+from project.api.requests import PROBES
 from project.errors import HttpsRequired
 
-# They carry no secrets, and load balancers and orchestrators request them without TLS.
-_PLAIN_HTTP_ALLOWED = {"/ping", "/health/live", "/health/ready"}
 _STRICT_TRANSPORT_SECURITY = "max-age=63072000; includeSubDomains"  # two years
 
 
@@ -21,9 +20,10 @@ def refuse_plain_http() -> None:
     """Raise HttpsRequired for a request over plain HTTP.
 
     A redirect would hide a client that sends its token or password in plain text with every
-    request; an error gets the client fixed.
+    request; an error gets the client fixed. Probes carry no secrets, and load balancers and
+    orchestrators send them without TLS.
     """
-    if not request.is_secure and request.path not in _PLAIN_HTTP_ALLOWED:
+    if not request.is_secure and request.path not in PROBES:
         raise HttpsRequired
 
 

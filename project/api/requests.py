@@ -29,6 +29,7 @@ from project.lib.bulkhead import Bulkhead
 from project.mail import rendering
 from project.models import MAX_REQUEST_ID, MAX_STORED_USER_AGENT
 
+PROBES = {"/ping", "/health/live", "/health/ready"}  # what load balancers and orchestrators ask
 BODY_SLOT_TIMEOUT = 0.1  # seconds to wait for a slot to read a body
 # JWTs, complete or truncated, with plain or percent-encoded dots; and bcrypt hashes.
 _SECRET = re.compile(

@@ -130,17 +130,19 @@ def configure(
     *,
     readable: bool,
     file: TextIO | None = None,
-    level: int = logging.INFO,
+    level: str = "INFO",
     deferred: bool = False,
 ) -> None:
     """Configure structlog for this process; lines go to `file`, by default to standard output.
 
-    A server has its lines `deferred`: see `DeferredOutput`.
+    `level` is the name of the lowest level that is logged. A server has its lines `deferred`: see
+    `DeferredOutput`.
     """
     global _write_json
     file = file or sys.stdout
     output = cast(TextIO, (_deferred if deferred else Output)(file))
-    direct = not readable and level <= logging.INFO
+    lowest = logging.getLevelNamesMapping()[level]
+    direct = not readable and lowest <= logging.INFO
     _write_json = structlog.WriteLogger(output).msg if direct else None
     structlog.configure(
         processors=[
@@ -154,7 +156,7 @@ def configure(
             if readable
             else structlog.processors.JSONRenderer(_to_json),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(lowest),
         # WriteLogger writes a line in one call: the server's processes share the output.
         logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
@@ -225,6 +227,20 @@ class GranianFormatter(logging.Formatter):
         """Return the message as JSON, without a stack trace."""
         fields = {"event": record.getMessage(), "level": record.levelname.lower()}
         return _to_json(_add_timestamp(None, "", fields | {"logger": record.name.strip("_")}))
+
+
+class GranianFilter(logging.Filter):
+    """Drop Granian's warnings that there are more threads or processes than cores.
+
+    The defaults of GRANIAN_BLOCKING_THREADS and GRANIAN_WORKERS are meant so: most threads wait for
+    the database, and of two processes one answers while the other is replaced.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log a message."""
+        return not record.getMessage().startswith(
+            ("Configuration allows spawning up to ", "Configured number of workers ")
+        )
 
 
 def _escape(record: logging.LogRecord) -> bool:

@@ -54,6 +54,8 @@ def _defaults() -> dict[str, str]:
         "GRANIAN_HTTP": "1",
         "GRANIAN_WORKERS": str(config["GRANIAN_WORKERS"]),
         "GRANIAN_BLOCKING_THREADS": str(config["GRANIAN_BLOCKING_THREADS"]),
+        "GRANIAN_WEBSOCKETS": "false",
+        "GRANIAN_LOG_LEVEL": config["LOG_LEVEL"].lower(),
         "GRANIAN_RESPAWN_FAILED_WORKERS": "true",
         "GRANIAN_WORKERS_KILL_TIMEOUT": "20",  # seconds for requests in flight to finish
     }

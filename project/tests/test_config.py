@@ -261,6 +261,8 @@ class TestEnvironment(ConfigTestCase):
             "FORCE_HTTPS": "perhaps",
             "CORS_ORIGINS": "app.example",
             "USERS_API_OPEN": "perhaps",
+            "LOG_LEVEL": "LOUD",
+            "LOG_PROBES": "sometimes",
             "GRANIAN_WORKERS": "2.5",
             "GRANIAN_BLOCKING_THREADS": "",
         }
@@ -278,16 +280,18 @@ class TestEnvironment(ConfigTestCase):
                 "TOKEN_EXPIRATION_SECONDS": "30",
                 "BCRYPT_LOG_ROUNDS": "12",
                 "USERS_API_OPEN": "true",
+                "LOG_LEVEL": "Warning",
             }
         )
 
         self.assertEqual(
-            (1, 30, 12, True),
+            (1, 30, 12, True, "WARNING"),
             (
                 config.TOKEN_EXPIRATION_DAYS,
                 config.TOKEN_EXPIRATION_SECONDS,
                 config.BCRYPT_LOG_ROUNDS,
                 config.USERS_API_OPEN,
+                config.LOG_LEVEL,
             ),
         )
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import structlog
 from sqlalchemy import text
 
+from project import errors
 from project.lib import logs
 from project.tests.base import BaseTestCase, bearer
 from project.tests.lib.log_capture import captured_log
@@ -133,6 +134,19 @@ class TestLine(BaseTestCase):
                 self.assertEqual([path, route, status, code], found)
                 self.assertRegex(line["request_id"], GENERATED)
                 self.assertNotIn("user_id", line)
+
+    def test_probes(self) -> None:
+        """With LOG_PROBES=false, a probe leaves a line only if it fails."""
+        self.app.config["LOG_PROBES"] = False
+        for path in ("/ping", "/health/live", "/health/ready"):
+            with self.subTest(path):
+                self.assertEqual([], self.lines(path))
+                self.assertEqual([], self.lines(path, "HEAD"))
+        fault = errors.DatabaseUnavailable(retry_after=1)
+        with mock.patch("project.lib.readiness.check", side_effect=fault):
+            self.assertEqual(503, self.line("/health/ready")["status"])
+        self.assertEqual(405, self.line("/ping", "POST")["status"])
+        self.assertEqual(404, self.line("/nothing")["status"])
 
     def test_one_id(self) -> None:
         """All log lines of one request have the same request ID."""

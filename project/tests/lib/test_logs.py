@@ -261,6 +261,32 @@ class TestServer(unittest.TestCase):
                 connection.sendall("\r\n".join([*head, "", ""]).encode() + content)
                 self.assertTrue(connection.recv(4096).startswith(b"HTTP/1.1 "))
 
+    def test_level(self) -> None:
+        """With LOG_LEVEL=warning, requests and ordinary events are not logged; a theft is."""
+        url = self.enterContext(scratch.database())
+        levels = {"LOG_LEVEL": "warning", "GRANIAN_LOG_LEVEL": "info"}
+        with Service(url, **levels) as service:
+            _, first, _ = service.register("user")
+            pair = first
+            for _ in range(2):
+                _, pair, _ = service.request("POST", "/auth/refresh", refresh_of(pair))
+            service.request("POST", "/auth/refresh", refresh_of(first))
+
+        lines = map(json.loads, service.log.splitlines())
+        ours = [line["event"] for line in lines if "logger" not in line]
+        self.assertEqual(["refresh_reused"], ours)
+
+    def test_no_warnings(self) -> None:
+        """A server with the default settings, or with many processes, starts without a warning."""
+        url = self.enterContext(scratch.database())
+        for workers in ("2", "8"):
+            with self.subTest(workers), Service(url, GRANIAN_WORKERS=workers) as service:
+                service.wait_for_output("Started worker", times=int(workers))
+                self.assertEqual(200, service.request("GET", "/health/live")[0])
+            levels = {json.loads(line)["level"] for line in service.log.splitlines()}
+            self.assertEqual({"info"}, levels)
+            self.assertNotIn("/health/live", service.log)
+
     def test_every_line_is_json(self) -> None:
         """Each line is a JSON object with an event of the service or of Granian."""
         url = self.enterContext(scratch.database())

@@ -2,6 +2,8 @@
 
 import json
 import secrets
+import subprocess
+import sys
 import unittest
 from datetime import timedelta
 from typing import Any
@@ -18,6 +20,28 @@ PRODUCTION = {
     "SECRET_KEY": "0123456789abcdef" * 2,
 }
 EARLIER, LATER = "2001-01-01 00:00:00+00:00", "2999-01-01 00:00:00+00:00"
+
+
+class TestPython(unittest.TestCase):
+    """The version of Python."""
+
+    def test_too_old(self) -> None:
+        """An older Python ends with one line that names both versions."""
+        code = (
+            "import runpy, sys; sys.version_info, sys.version = (3, 10, 13), '3.10.13 (main)';"
+            " runpy.run_path('manage.py', run_name='__main__')"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            check=False,
+            cwd=scratch.ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+        self.assertEqual(1, result.returncode)
+        said = "Python 3.11 or newer is needed; this is Python 3.10.13.\n"
+        self.assertEqual(said, result.stderr)
 
 
 class TestManage(unittest.TestCase):
