@@ -52,14 +52,15 @@ _ORIGIN = re.compile(
     r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
 _PRINTABLE_ASCII = re.compile(r"[!-~]+")
-_NEVER_SHOWN = {
+# The variables whose values are never shown, and can be in a file: see `_with_files`.
+SECRETS = (
     "SECRET_KEY",
     "SECRET_KEY_FALLBACKS",
     "ENCRYPTION_KEYS",
     "DATABASE_URL",
     "DATABASE_TEST_URL",
     "SMTP_URL",
-}
+)
 
 
 def database_url(text: str) -> str:
@@ -424,14 +425,53 @@ class BaseConfig(BaseModel):
         Raises ConfigurationError with one line that names each missing or invalid variable, and
         its value unless it is a secret.
         """
-        given = {name: value for name, value in environment.items() if value.strip()}
+        given = _with_files({name: value for name, value in environment.items() if value.strip()})
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            complaints = [_complaint(detail) for detail in error.errors()]
-            raise ConfigurationError(
-                f"Configuration error: {'; '.join(complaints)}", complaints=complaints
-            ) from None
+            raise _refusal([_complaint(detail) for detail in error.errors()]) from None
+
+
+def _with_files(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables, with the secrets that are in files.
+
+    SECRET_KEY_FILE names the file that contains SECRET_KEY, for example; newlines at its end do not
+    count. Raises ConfigurationError, with one line that shows neither a secret nor the name of a
+    file: the name is the secret itself if a user confuses the two variables.
+    """
+    found, complaints = dict(given), []
+    for name in SECRETS:
+        path = given.get(f"{name}_FILE")
+        if path and name in given:
+            complaints.append(f"{name} and {name}_FILE are both set")
+        elif path:
+            try:
+                found[name] = _contents(path)
+            except ValueError as error:
+                complaints.append(f"{name}_FILE: {error}")
+    if complaints:
+        raise _refusal(complaints)
+    return found
+
+
+def _contents(path: str) -> str:
+    """Return the secret in a file; the message of a ValueError shows nothing of it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"the file cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError("the file is not text in UTF-8") from None
+    if not text.strip():
+        raise ValueError("the file is empty")
+    return text
+
+
+def _refusal(complaints: list[str]) -> ConfigurationError:
+    """Return the error with a line that contains each complaint."""
+    return ConfigurationError(
+        f"Configuration error: {'; '.join(complaints)}", complaints=complaints
+    )
 
 
 def _complaint(detail: ErrorDetails) -> str:
@@ -442,7 +482,7 @@ def _complaint(detail: ErrorDetails) -> str:
     name = str(detail["loc"][0])
     if detail["type"] == "missing":
         return f"{name} is missing"
-    if name in _NEVER_SHOWN:
+    if name in SECRETS:
         return f"{name} {reason}"
     return f"{name}={detail['input']!r}: {reason}"
 
@@ -495,16 +535,16 @@ class TestingConfig(BaseConfig):
     LOG_PROBES: bool = True
     RATE_LIMITS: bool = False
 
+    @model_validator(mode="before")
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Return the settings; refuses the database of DATABASE_URL, because tests erase theirs."""
-        url = environment.get("DATABASE_TEST_URL", "").strip()
-        if url and url == environment.get("DATABASE_URL", "").strip():
-            raise ConfigurationError(
-                "Configuration error: DATABASE_TEST_URL and DATABASE_URL are the same database,"
+    def _check_database(cls, given: Mapping[str, str]) -> Mapping[str, str]:
+        url = given.get("DATABASE_TEST_URL")
+        if url and url == given.get("DATABASE_URL"):
+            raise ValueError(
+                "DATABASE_TEST_URL and DATABASE_URL are the same database,"
                 " and tests erase the one they run on"
             )
-        return super().from_environment(environment)
+        return given
 
 
 class ProductionConfig(BaseConfig):

@@ -21,7 +21,7 @@ import orjson
 import psycopg2
 from sqlalchemy import make_url
 
-from project.config import BaseConfig
+from project.config import SECRETS, BaseConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ON_POSTGRESQL = os.environ.get("DATABASE_TEST_URL", "").strip().startswith("postgres")
@@ -111,7 +111,8 @@ def _become_manage(
 
 def settings(**environment: str) -> dict[str, str]:
     """Return this process's environment, with these settings of the service and no others."""
-    names = {"APP_SETTINGS", "DATABASE_URL", "DATABASE_TEST_URL", *BaseConfig.model_fields}
+    files = {f"{name}_FILE" for name in SECRETS}
+    names = {"APP_SETTINGS", *SECRETS, *files, *BaseConfig.model_fields}
     return {key: value for key, value in os.environ.items() if key not in names} | environment
 
 

@@ -7,10 +7,17 @@ import tempfile
 import threading
 import unittest
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 from project import create_app
-from project.config import BaseConfig, DevelopmentConfig, ProductionConfig, TestingConfig
+from project.config import (
+    SECRETS,
+    BaseConfig,
+    DevelopmentConfig,
+    ProductionConfig,
+    TestingConfig,
+)
 from project.errors import ConfigurationError
 from project.tests import scratch
 
@@ -417,6 +424,96 @@ class TestEnvironment(ConfigTestCase):
             ["Configuration error: SECRET_KEY is missing; DATABASE_URL is missing"],
             result.stderr.splitlines(),
         )
+
+
+class TestFiles(ConfigTestCase):
+    """Secrets in files, as containers have them: SECRET_KEY_FILE and so on."""
+
+    VALUES: ClassVar[dict[str, str]] = {
+        "SECRET_KEY": STRONG_KEY,
+        "SECRET_KEY_FALLBACKS": secrets.token_hex(32),
+        "ENCRYPTION_KEYS": secrets.token_hex(32),
+        "DATABASE_URL": POSTGRESQL,
+        "SMTP_URL": "smtps://user:sesame@mail.example",
+    }
+    OTHERS: ClassVar[dict[str, str]] = {
+        "MAIL_FROM": "users@example.com",
+        "LINK_BASE_URL": "https://app.example",
+    }
+
+    def file(self, contents: bytes) -> str:
+        """Return the name of a new file."""
+        path = self.instance.parent / secrets.token_hex(8)
+        path.write_bytes(contents)
+        return str(path)
+
+    def test_every_secret(self) -> None:
+        """Each secret can be in a file; newlines at its end do not count."""
+        expected = ProductionConfig.from_environment(self.VALUES | self.OTHERS)
+        for end in (b"", b"\n", b"\r\n", b"\n\n"):
+            with self.subTest(end):
+                files = {
+                    f"{name}_FILE": self.file(value.encode() + end)
+                    for name, value in self.VALUES.items()
+                }
+
+                self.assertEqual(expected, ProductionConfig.from_environment(files | self.OTHERS))
+        self.assertEqual({*SECRETS}, {*self.VALUES, "DATABASE_TEST_URL"})
+
+    def test_tests(self) -> None:
+        """The database of the tests can be in a file, and is not the service's in a file either."""
+        url = {"DATABASE_TEST_URL_FILE": self.file(POSTGRESQL.encode())}
+
+        config = TestingConfig.from_environment(url)
+
+        self.assertIn("sesame@db.example", config.SQLALCHEMY_DATABASE_URI)
+        for other in ({"DATABASE_URL": POSTGRESQL}, {"DATABASE_URL_FILE": self.file(b"  ")}):
+            self.assert_refused(TestingConfig, url | other, "DATABASE_URL")
+
+    def test_refused(self) -> None:
+        """A file that is missing, a folder, empty or not text is refused; its name is not shown."""
+        for reason, path in {
+            "No such file or directory": f"{self.instance}/{STRONG_KEY}",
+            "Is a directory": str(self.instance.parent),
+            "the file is empty": self.file(b" \n"),
+            "the file is not text in UTF-8": self.file(b"sesame\xff"),
+        }.items():
+            for name in SECRETS:
+                with self.subTest(reason, name=name):
+                    environment = {**self.VALUES, **self.OTHERS, f"{name}_FILE": path}
+                    environment.pop(name, None)
+                    line = self.assert_refused(ProductionConfig, environment, f"{name}_FILE: ")
+
+                    self.assertIn(reason, line)
+                    self.assertNotIn(path, line)
+                    self.assertNotIn("sesame", line)
+
+    def test_unreadable(self) -> None:
+        """A file that the service may not read is refused."""
+        with mock.patch.object(Path, "read_text", side_effect=PermissionError(13, "Denied")):
+            files = {f"{name}_FILE": "/run/secrets/file" for name in self.VALUES}
+            line = self.assert_refused(ProductionConfig, files)
+
+        for name in self.VALUES:
+            self.assertIn(f"{name}_FILE: the file cannot be read (Denied)", line)
+
+    def test_both(self) -> None:
+        """A secret in a variable and in a file is refused."""
+        for name, value in self.VALUES.items():
+            with self.subTest(name):
+                file = {f"{name}_FILE": self.file(value.encode())}
+                line = self.assert_refused(ProductionConfig, self.VALUES | self.OTHERS | file)
+
+                expected = f"{name} and {name}_FILE are both set"
+                self.assertEqual(f"Configuration error: {expected}", line)
+
+    def test_weak(self) -> None:
+        """A secret in a file is as strict as one in a variable, and is not shown."""
+        weak = {"SECRET_KEY_FILE": self.file(b"changeme\n"), "DATABASE_URL": POSTGRESQL}
+
+        line = self.assert_refused(ProductionConfig, weak, "SECRET_KEY is shorter")
+
+        self.assertNotIn("changeme", line)
 
 
 class TestMail(ConfigTestCase):
