@@ -87,8 +87,9 @@ def change(
         if PRIVILEGES & changes.keys():
             raise errors.PermissionDenied
         second_factor.check_step_up(caller, code)
-        # Like a registration, a change of a name can reveal who has an account.
-        rate_limits.limits().registration(origin.ip)
+        if password is not None:
+            # Like a registration, a change of a name can reveal who has an account.
+            rate_limits.limits().registration(origin.ip)
     unconfirmed = errors.InvalidPayload(errors={_CONFIRMATION_FIELD: "is required"})
     account = _lock_account(user_id, caller, origin, refused, password, code, unconfirmed)
     before = account.user

@@ -108,9 +108,8 @@ class NoLimits:
         """Count a code of an account. If it is right, the attempt `login` has succeeded too."""
         return login
 
-    def refresh(self, ip: str | None) -> Attempt:
-        """Count a refresh token that a client sends."""
-        return Attempt()
+    def refresh(self, ip: str | None) -> None:
+        """Count a refresh token that is forged or whose session is not live."""
 
     def client(self, name: str, ip: str | None) -> Attempt:
         """Count a wrong secret that was sent for a client, which need not exist."""
@@ -201,9 +200,9 @@ class Limits(NoLimits):
         attempt.pause = _count(counts, clock.utcnow(), set())
         return attempt
 
-    def refresh(self, ip: str | None) -> Attempt:
+    def refresh(self, ip: str | None) -> None:
         """Count by address, together with the logins from there."""
-        return _counted([(f"login:{addresses.network(ip)}", self._address)])
+        _count([(f"login:{addresses.network(ip)}", self._address)], clock.utcnow(), set())
 
     def client(self, name: str, ip: str | None) -> Attempt:
         """Count by address and by client, apart from logins."""

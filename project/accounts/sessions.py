@@ -304,11 +304,16 @@ def refresh(refresh_token: str, origin: audit.Origin) -> TokenPair:
       attacker may have the token (RFC 9700, 4.14.2).
 
     Raise TokenInvalid or TokenExpired for the token (`codec.decode_refresh` decides), and
-    TokenOfInactive, SessionEnded and TooManyAttempts.
+    TokenOfInactive, SessionEnded and TooManyAttempts. Forged tokens count as failures of the
+    address, and so do those whose session is not live. A token of a live session never does, so it
+    is not refused because of other clients at the address.
     """
-    attempt = rate_limits.limits().refresh(origin.ip)
     now = clock.utcnow()
-    claims = codec.decode_refresh(refresh_token, keys=keys.verification_keys(), now=now)
+    try:
+        claims = codec.decode_refresh(refresh_token, keys=keys.verification_keys(), now=now)
+    except errors.TokenInvalid:
+        rate_limits.limits().refresh(origin.ip)
+        raise
     rotated = _rotate(claims, now, origin)
     session = rotated or _repeated_or_refuse(claims, now, origin)
     # A client that repeats its refresh from the same address does not fill the audit log.
@@ -320,11 +325,7 @@ def refresh(refresh_token: str, origin: audit.Origin) -> TokenPair:
             session_id=session.id,
             repeated=not rotated,
         )
-    pair = _token_pair(session, now)
-    # After the event, which locks the user, and the tokens, which may lock the signing keys: every
-    # transaction locks counts at last.
-    attempt.succeed()
-    return pair
+    return _token_pair(session, now)
 
 
 def _rotate(claims: codec.RefreshClaims, now: datetime, origin: audit.Origin) -> Row[Any] | None:
@@ -360,6 +361,8 @@ def _repeated_or_refuse(
     except errors.ServiceError as error:
         if row is None:
             about = {"user_id": None, "session_id": None}
+        db.session.rollback()  # nothing was written, and the count has a transaction of its own
+        rate_limits.limits().refresh(origin.ip)
         audit.refuse(error, audit.Kind.REFRESH_REFUSED, origin, **about, why=error.code)
     if not is_repeated(session, claims.generation, now):
         ended = _end(claims.user_id, claims.session_id)

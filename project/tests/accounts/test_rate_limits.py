@@ -240,20 +240,36 @@ class TestAddresses(LimitedTestCase):
         self.assert_paused(self.log_in(ip="2001:db8:1:2:3:4:5:6"), 900)
         self.assert_logged_in(self.log_in(ip="2001:db8:1:3::1"))
 
-    def test_refresh(self) -> None:
-        """Invalid refresh tokens count as failures of their address; valid ones do not."""
-        pair = self.assert_logged_in(self.log_in())
-        for _ in range(110):
-            body = {"refresh_token": pair["refresh_token"]}
-            pair = self.assert_logged_in(self.send("/auth/refresh", body))
-        for _ in range(100):
-            response = self.send("/auth/refresh", {"refresh_token": "x"})
-            self.assertEqual(401, response.status_code)
+    def refresh(self, token: str, ip: str = AWAY) -> TestResponse:
+        """Return the response to a refresh with this token from this address."""
+        return self.send("/auth/refresh", {"refresh_token": token}, ip=ip)
 
-        self.assert_paused(self.send("/auth/refresh", {"refresh_token": "x"}), 900)
-        body = {"refresh_token": pair["refresh_token"]}
-        self.assert_paused(self.send("/auth/refresh", body), 900)
-        self.assert_logged_in(self.send("/auth/refresh", body, ip=ELSEWHERE))
+    def test_forged_refresh_tokens(self) -> None:
+        """They count as failures of their address, where genuine tokens are still accepted."""
+        pair = self.assert_logged_in(self.log_in())
+        for _ in range(100):
+            self.assert_error(self.refresh("x"), errors.TokenInvalid)
+
+        self.assert_paused(self.refresh("x"), 900)
+        used = pair["refresh_token"]
+        pair = self.assert_logged_in(self.refresh(used))
+        repeated = self.assert_logged_in(self.refresh(used))
+        self.assertEqual(pair, repeated)
+        self.assert_paused(self.log_in(email="new@test.com"), 900)
+        self.move_clock(self.app.config["REFRESH_REUSE_SECONDS"] + 1)
+        self.assert_error(self.refresh(used), errors.RefreshReused)
+
+    def test_refresh_tokens_of_ended_sessions(self) -> None:
+        """They count as failures of their address; those that have only expired do not."""
+        pair = self.assert_logged_in(self.log_in())
+        self.send("/auth/logout", token=pair["auth_token"])
+        for _ in range(100):
+            self.assert_error(self.refresh(pair["refresh_token"]), errors.SessionEnded)
+        self.assert_paused(self.refresh(pair["refresh_token"]), 900)
+
+        self.move_clock(self.app.config["REFRESH_EXPIRATION_SECONDS"])
+        for _ in range(101):
+            self.assert_error(self.refresh(pair["refresh_token"]), errors.TokenExpired)
 
     def test_registrations(self) -> None:
         """An address may register twenty times an hour, counting refused registrations."""
@@ -270,6 +286,24 @@ class TestAddresses(LimitedTestCase):
         self.assertEqual(201, register(98, ELSEWHERE).status_code)
         self.move_clock(3_600)
         self.assertEqual(201, register(97).status_code)
+
+    def test_changes_of_a_name(self) -> None:
+        """A change of a name counts like a registration, but not without the password."""
+        token = self.assert_logged_in(self.log_in())["auth_token"]
+
+        def change(body: dict[str, str]) -> TestResponse:
+            return self.app.test_client().patch(
+                f"/users/{self.user.id}",
+                json={"username": "renamed"} | body,
+                headers=bearer(token),
+                environ_overrides={"REMOTE_ADDR": AWAY},
+            )
+
+        for _ in range(21):
+            self.assert_error(change({}), errors.InvalidPayload)
+        for _ in range(20):
+            self.assertEqual(200, change({"current_password": "test"}).status_code)
+        self.assert_paused(change({"current_password": "test"}), 3_600)
 
     def test_purge(self) -> None:
         """Expired counts and addresses are deleted, and no others."""
