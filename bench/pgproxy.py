@@ -7,6 +7,9 @@ from contextlib import contextmanager, suppress
 from typing import Self
 
 _CHUNK = 65_536
+# ParameterStatus: length, name, value
+_PRIMARY = b"S\0\0\0\x17in_hot_standby\0off\0"
+_STANDBY = b"S\0\0\0\x16in_hot_standby\0on\0"
 _ENCRYPTION_REQUESTS = {80_877_103, 80_877_104}  # SSLRequest, GSSENCRequest
 
 
@@ -22,6 +25,7 @@ class PostgresProxy:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 5432) -> None:
         self.port = 0
+        self.is_standby = False  # whether new connections are told that the server is a standby
         self._upstream = (host, port)
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
@@ -122,6 +126,8 @@ class PostgresProxy:
             while data := server.recv(_CHUNK):
                 if not self._may_pass(link):
                     break
+                if self.is_standby:
+                    data = data.replace(_PRIMARY, _STANDBY)
                 link.client.sendall(data)
 
     def _may_pass(self, link: "_Link") -> bool:

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from project.errors import ConfigurationError
@@ -51,6 +51,12 @@ _ORIGIN = re.compile(
     r"(?!http:.*:80$|https:.*:443$)"
     r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
+# PostgreSQL's manual, 34.1.1.2: postgresql://user:password@host1:5432,host2:5432/database
+_SEVERAL_HOSTS = re.compile(
+    r"(?P<before>[^/]*//([^@]*@)?)(?P<hosts>[^@/?]*,[^@/?]*)(?P<after>[^@]*)"
+)
+_HOST = re.compile(r"(\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(:(?P<port>[0-9]+))?")
+_NOT_ENCODED = "has a special character in user or password: percent-encode it (@ is %40, / is %2F)"
 _PRINTABLE_ASCII = re.compile(r"[!-~]+")
 # The variables whose values are never shown, and can be in a file: see `_with_files`.
 SECRETS = (
@@ -64,18 +70,44 @@ SECRETS = (
 
 
 def database_url(text: str) -> str:
-    """Return the URL with an explicit driver, which is psycopg2 for PostgreSQL."""
+    """Return the URL with an explicit driver, which is psycopg2 for PostgreSQL.
+
+    Hosts that are separated by commas, as in a URL of libpq, become parameters, as SQLAlchemy wants
+    them. The message of a ValueError contains no part of the URL.
+    """
+    if text.startswith("postgres") and text.count("@") > 1:
+        raise ValueError(_NOT_ENCODED)
     try:
-        url = make_url(text)
+        url = _with_hosts(text)
+        if url.drivername in {"postgres", "postgresql"}:
+            url = url.set(drivername="postgresql+psycopg2")
+        if url.drivername == "postgresql+psycopg2":
+            url.get_dialect()().create_connect_args(url)  # checks hosts and ports
     except (ArgumentError, ValueError):
         raise ValueError("is not a database URL") from None
-    if url.drivername in {"postgres", "postgresql"}:
-        url = url.set(drivername="postgresql+psycopg2")
     if url.drivername not in {"postgresql+psycopg2", "sqlite"}:
         raise ValueError("must start with postgresql:// or sqlite:///")
     if url.drivername == "sqlite" and url.database in {None, "", ":memory:"}:
         raise ValueError("must name a file: each connection has its own in-memory database")
+    if url.drivername != "sqlite" and url.username is None and "@" in text:
+        raise ValueError(_NOT_ENCODED)
     return url.render_as_string(hide_password=False)
+
+
+def _with_hosts(text: str) -> URL:
+    """Parse the URL of a database, which may name several hosts; raises ValueError."""
+    found = _SEVERAL_HOSTS.fullmatch(text)
+    if not found:
+        return make_url(text)
+    hosts = [_HOST.fullmatch(host) for host in found["hosts"].split(",")]
+    if not all(hosts):
+        raise ValueError("is not a list of hosts")
+    return make_url(found["before"] + found["after"]).update_query_dict(
+        {
+            "host": ",".join(unquote(host["v6"] or host["name"]) for host in hosts if host),
+            "port": ",".join(host["port"] or "" for host in hosts if host),
+        }
+    )
 
 
 DatabaseUrl = Annotated[str, AfterValidator(database_url)]

@@ -5,6 +5,7 @@ on an engine in AUTOCOMMIT: one round trip where a transaction takes three. A th
 single connection serves readiness probes.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
@@ -16,6 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask
 from sqlalchemy import (
+    URL,
     ColumnElement,
     Connection,
     CursorResult,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     event,
     func,
     inspect,
+    make_url,
     select,
     tuple_,
 )
@@ -74,12 +77,13 @@ def _sqlite_options(pool_size: int) -> dict[str, Any]:
     }
 
 
-def _reading(options: dict[str, Any]) -> dict[str, Any]:
+def _reading(options: dict[str, Any], url: URL) -> dict[str, Any]:
     """Return the options of an engine that reads, in AUTOCOMMIT and so without rollbacks."""
     connect_args = dict(options["connect_args"])
     if "connection_factory" in connect_args:
         # A plan made while a table is small must be good when the table is large.
-        connect_args["options"] = "-c enable_seqscan=off"
+        given = url.query.get("options") or os.environ.get("PGOPTIONS", "")
+        connect_args["options"] = f"-c enable_seqscan=off {given}"
     return options | {
         "isolation_level": "AUTOCOMMIT",
         "pool_reset_on_return": None,
@@ -104,25 +108,31 @@ def init_app(app: Flask, *, application_name: str) -> None:
 
     PostgreSQL shows `application_name` in pg_stat_activity.
     """
-    url = app.config["SQLALCHEMY_DATABASE_URI"]
+    url = make_url(app.config["SQLALCHEMY_DATABASE_URI"])
     # One connection for each thread of the server.
     pool_size = app.config["GRANIAN_BLOCKING_THREADS"]
-    on_postgresql = url.startswith("postgresql")
+    on_postgresql = url.drivername.startswith("postgresql")
     options = _postgresql_options(pool_size) if on_postgresql else _sqlite_options(pool_size)
     if on_postgresql:
-        options["connect_args"]["application_name"] = application_name
+        options["connect_args"]["fallback_application_name"] = application_name
     options["hide_parameters"] = True
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options | {"pool_pre_ping": on_postgresql}
+    probing = _reading(options, url) | {"pool_size": 1}
+    if on_postgresql:
+        probing["connect_args"]["connection_factory"] = postgresql.ProbeConnection
     app.config["SQLALCHEMY_BINDS"] = {
-        READ: _reading(options) | {"url": url},
-        PROBE: _reading(options) | {"url": url, "pool_size": 1},
+        READ: _reading(options, url) | {"url": url},
+        PROBE: probing | {"url": url},
     }
     db.init_app(app)
     migrate.init_app(app)
     with app.app_context():
         if on_postgresql:
             postgresql.limit_waits(max(1, pool_size // 2))
-            event.listen(db.engine, "handle_error", postgresql.drop_read_only_connections)
+            hosts = postgresql.Hosts()
+            for engine in db.engines.values():
+                event.listen(engine, "do_connect", hosts.connect)
+            event.listen(db.engine, "handle_error", hosts.drop_read_only_connection)
             event.listen(db.engines[READ], "do_execute", postgresql.execute_prepared)
         else:
             event.listen(db.engine, "connect", _prepare_sqlite_writer)
@@ -162,6 +172,21 @@ def _migrate_embedded() -> None:
 def schema(engine: Engine) -> Schema:
     """Compare the schema of the database of `engine` with that of this code."""
     return run(engine, _schema)
+
+
+def is_standby(engine: Engine) -> bool:
+    """Return whether the database of `engine` is a standby of PostgreSQL, which refuses writes.
+
+    It costs no statement. A connection to a standby is closed: a new one may reach a primary.
+    """
+    if engine.dialect.name != "postgresql":
+        return False
+    with engine.connect() as connection:
+        raw: Any = connection.connection.dbapi_connection
+        standby = postgresql.is_standby(raw)
+        if standby:
+            connection.invalidate()
+    return standby
 
 
 def _schema(connection: Connection) -> Schema:

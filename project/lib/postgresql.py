@@ -4,12 +4,14 @@ project/lib/database.py sets them up.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
 import select
 import socket
 import threading
+import time
 from typing import Any
 
 import psycopg2
@@ -17,7 +19,8 @@ import psycopg2.extensions
 from sqlalchemy.engine.interfaces import ExceptionContext
 
 SUSPICION = 0.5  # seconds without an answer after which PostgreSQL may be hanging
-ANSWER_TIMEOUT = 2.0  # seconds to wait for PostgreSQL to connect, or to answer one statement
+ANSWER_TIMEOUT = 2.0  # seconds to wait for PostgreSQL to answer one statement
+CONNECT_TIMEOUT = 2.0  # seconds to connect to one of its hosts
 
 # SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html
 READ_ONLY_TRANSACTION = "25006"
@@ -35,12 +38,21 @@ class TimeLimitedConnection(psycopg2.extensions.connection):
     """
 
     answer_timeout: float | None = ANSWER_TIMEOUT
+    needs_slot = True  # whether a wait takes a slot of `WaitLimit`
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Connect as psycopg2 does, with no prepared statements."""
-        super().__init__(*args, **kwargs)
+    def __init__(self, connect_timeout: float, *args: Any) -> None:
+        """Connect as psycopg2 does in at most `connect_timeout` seconds."""
+        self.answer_timeout = connect_timeout
+        super().__init__(*args)
+        del self.answer_timeout
         # The EXECUTE for each SELECT; None if prepared statements do not work.
         self.prepared: dict[str, str] | None = {}
+
+
+class ProbeConnection(TimeLimitedConnection):
+    """A connection that a thread of its own waits for, and no request."""
+
+    needs_slot = False
 
 
 class AnswerTimeout(psycopg2.OperationalError):
@@ -48,7 +60,7 @@ class AnswerTimeout(psycopg2.OperationalError):
 
 
 class WaitLimit:
-    """Limits how long connections wait for PostgreSQL, and how many wait long at once.
+    """Limits how long connections wait for PostgreSQL, and how many wait at once while it hangs.
 
     libpq waits for ever for a server that hangs while its machine still acknowledges packets.
     psycopg2 calls `wait` instead, for connecting and for each statement:
@@ -57,32 +69,47 @@ class WaitLimit:
 
     def __init__(self, slots: int) -> None:
         self._slots = threading.BoundedSemaphore(slots)
+        self._answered_at = time.monotonic()
+        self._hangs = False  # no connection has had an answer since one waited SUSPICION seconds
 
     def wait(self, connection: psycopg2.extensions.connection) -> None:
         """Wait until libpq has the answer; raises AnswerTimeout after `answer_timeout` seconds.
 
-        After SUSPICION seconds the wait goes on only if one of the slots is free. So a database
-        that hangs leaves threads for requests that do not need it.
+        After SUSPICION seconds the wait goes on only if one of the slots is free. While no
+        connection gets an answer, that is so from the beginning. So a database that hangs leaves
+        threads for requests that do not need it.
         """
-        timeout = getattr(connection, "answer_timeout", None)
+        began = time.monotonic()
         while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
             poller = select.poll()
             reading = state == psycopg2.extensions.POLL_READ
             poller.register(connection.fileno(), select.POLLIN if reading else select.POLLOUT)
-            if not (poller.poll(SUSPICION * 1000) or self._wait_longer(poller, timeout)):
+            if not self._is_answered(poller, connection, began):
                 _shut_down(connection.fileno())
                 raise AnswerTimeout("the database did not answer in time")
+        self._answered_at = time.monotonic()
+        self._hangs = False
 
-    def _wait_longer(self, poller: "select.poll", timeout: float | None) -> bool:
-        """Wait for the rest of `timeout` seconds, or for ever if it is None, if a slot is free."""
+    def _is_answered(
+        self, poller: "select.poll", connection: psycopg2.extensions.connection, began: float
+    ) -> bool:
+        """Wait for the next packet, until `answer_timeout` seconds after `began` at most."""
+        timeout = getattr(connection, "answer_timeout", None)
         if timeout is None:
             return bool(poller.poll())
-        if not self._slots.acquire(blocking=False):
+        patience = 0.0 if self._hangs else min(SUSPICION, timeout)
+        if poller.poll(patience * 1000):
+            return True
+        if self._answered_at < began:
+            self._hangs = True
+        needs_slot = getattr(connection, "needs_slot", False)
+        if needs_slot and not self._slots.acquire(blocking=False):
             return False
         try:
-            return bool(poller.poll(max(0.0, timeout - SUSPICION) * 1000))
+            return bool(poller.poll(max(0.0, began + timeout - time.monotonic()) * 1000))
         finally:
-            self._slots.release()
+            if needs_slot:
+                self._slots.release()
 
 
 def _shut_down(descriptor: int) -> None:
@@ -96,14 +123,87 @@ def limit_waits(slots: int) -> None:
     psycopg2.extensions.set_wait_callback(WaitLimit(slots).wait)
 
 
-def drop_read_only_connections(context: ExceptionContext) -> None:
-    """Close a connection that refuses writes, as after a failover to another server.
+class Hosts:
+    """The hosts of a database URL; `connect` tries one after the other, as libpq does.
 
-    A session stays read-only after its server became a standby, even after the setting that made
-    it read-only was reverted. Only a new connection reaches a primary.
+    libpq's own limit, `connect_timeout`, has no effect under psycopg2's wait callback: libpq would
+    never leave a host that accepts connections and does not answer. The host that was connected to
+    last is tried first, so that only one connection waits for the others.
     """
-    if getattr(context.original_exception, "pgcode", None) == READ_ONLY_TRANSACTION:
-        context.is_disconnect = True
+
+    def __init__(self) -> None:
+        self._first = 0
+
+    def connect(
+        self, _dialect: object, _record: object, _args: object, parameters: dict[str, Any]
+    ) -> psycopg2.extensions.connection:
+        """Return a connection; SQLAlchemy's event `do_connect`.
+
+        With several hosts it is one to a primary, unless target_session_attrs is set. Raises
+        psycopg2.OperationalError with the reason of each host after at most CONNECT_TIMEOUT
+        seconds.
+        """
+        hosts = _hosts(parameters)
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        reasons = []
+        for tried in range(len(hosts)):
+            number = (self._first + tried) % len(hosts)
+            host = hosts[number]
+            timeout = (deadline - time.monotonic()) / (len(hosts) - tried)
+            factory = functools.partial(parameters["connection_factory"], timeout)
+            try:
+                connection: psycopg2.extensions.connection = psycopg2.connect(
+                    **host | {"connection_factory": factory}
+                )
+            except psycopg2.OperationalError as error:
+                reasons.append(_reason(error, host))
+            else:
+                self._first = number
+                return connection
+        raise psycopg2.OperationalError("; ".join(reasons))
+
+    def drop_read_only_connection(self, context: ExceptionContext) -> None:
+        """Close a connection that refuses writes, as after a failover to another server.
+
+        A session stays read-only after its server became a standby, even after the setting that
+        made it read-only was reverted. Only a new connection reaches a primary.
+        """
+        if getattr(context.original_exception, "pgcode", None) == READ_ONLY_TRANSACTION:
+            context.is_disconnect = True
+            self._first = 0
+
+
+def is_standby(connection: psycopg2.extensions.connection) -> bool:
+    """Return whether a server is a standby, which refuses writes; earlier than 14, it is unknown.
+
+    The server has told so without a statement when it was connected to, and tells when it changes.
+    """
+    return connection.info.parameter_status("in_hot_standby") == "on"
+
+
+def _hosts(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parameters for each host, of which libpq separates several with commas."""
+    lists = {
+        name: str(parameters[name]).split(",")
+        for name in ("host", "hostaddr", "port")
+        if name in parameters
+    }
+    count = max(map(len, lists.values()), default=1)
+    if count > 1:
+        parameters = {"target_session_attrs": "primary"} | parameters
+    return [
+        parameters | {name: values[number % len(values)] for name, values in lists.items()}
+        for number in range(count)
+    ]
+
+
+def _reason(error: psycopg2.Error, host: dict[str, Any]) -> str:
+    """Return one line that says why a host cannot be connected to; it names the host."""
+    reason = str(error).strip().splitlines()[0]
+    if reason.startswith("connection to server"):  # the local socket
+        return reason
+    place = f'"{host.get("host", "")}", port {host.get("port") or 5432}'
+    return f"connection to server at {place} failed: {reason.removeprefix('FATAL:').strip()}"
 
 
 def execute_prepared(

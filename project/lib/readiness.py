@@ -1,7 +1,8 @@
 """Readiness: whether a load balancer may send requests to this process.
 
-A process is ready while its database answers and has the tables that this code works with. Load
-does not count: taking a slow server out of rotation makes the others slower.
+A process is ready while its database answers, has the tables that this code works with, and is not
+a standby. Load does not count: taking a slow server out of rotation makes the others slower. Nor
+does a primary that an operator has made read-only: no other server could do more than this one.
 
 One thread examines the database, on a connection of its own. So readiness probes take no resources
 from requests, are answered in time whatever the database does, and cost the same however many
@@ -73,6 +74,8 @@ class Readiness:
             schema = database.schema(self._engine)
             if schema not in database.USABLE:
                 obstacle, reason = DatabaseNotMigrated, {"schema": schema.value}
+            elif database.is_standby(self._engine):
+                obstacle, reason = DatabaseUnavailable, {"standby": True}
         except SQLAlchemyError as error:
             state = getattr(getattr(error, "orig", None), "pgcode", None)
             obstacle = DatabaseUnavailable

@@ -381,6 +381,8 @@ class Server(NamedTuple):
     pooled: bool  # whether a connection pooler is in front of it
     address: str | None  # None for a server on this machine
     encrypted: bool
+    standby: bool
+    read_only: bool  # whether a setting makes transactions read-only
 
 
 def _database(config: Config) -> Iterator[Finding]:
@@ -520,6 +522,8 @@ _SERVER = text(
     SELECT clock_timestamp() AS time,
         pg_backend_pid() AS pid,
         current_setting('is_superuser') = 'on' AS superuser,
+        pg_is_in_recovery() AS standby,
+        current_setting('default_transaction_read_only') = 'on' AS read_only,
         least(
             current_setting('max_connections')::integer
             - current_setting('superuser_reserved_connections')::integer
@@ -544,6 +548,8 @@ def _inspect_server(connection: Connection) -> Server:
         pooled=raw.info.backend_pid != row.pid,
         address=peer_address(raw.fileno()),
         encrypted=raw.info.ssl_in_use,
+        standby=row.standby,
+        read_only=row.read_only,
     )
 
 
@@ -574,6 +580,7 @@ def server_findings(
         )
     else:
         yield ok("The clocks of this machine and of the database agree to the second.")
+    yield _writes(server)
     yield _connections(server, config)
     if server.superuser:
         yield note(
@@ -583,6 +590,21 @@ def server_findings(
     else:
         yield ok("The service does not connect to the database as a superuser.")
     yield _encryption(server, str(options.get("sslmode", "prefer")))
+
+
+def _writes(server: Server) -> Finding:
+    if server.standby:
+        return wrong(
+            "The database is a standby, which refuses writes: no user can register or log in. Let"
+            " DATABASE_URL name the primary, or all hosts:"
+            " postgresql://user:password@host1,host2/name?target_session_attrs=read-write"
+        )
+    if server.read_only:
+        return wrong(
+            "default_transaction_read_only is on: the database refuses writes, and no user can"
+            " register or log in."
+        )
+    return ok("The database accepts writes.")
 
 
 def _connections(server: Server, config: Config) -> Finding:

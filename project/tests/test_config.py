@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 from unittest import mock
 
+from sqlalchemy import make_url
+
 from project import create_app
 from project.config import (
     SECRETS,
@@ -400,6 +402,50 @@ class TestEnvironment(ConfigTestCase):
                 )
 
                 self.assertNotIn("sesame", line)
+
+    def test_several_hosts(self) -> None:
+        """Hosts that are separated by commas are those that libpq would connect to."""
+        for url, hosts, ports in (
+            ("user:p@h1:5432,h2:5433/users?target_session_attrs=read-write", "h1,h2", "5432,5433"),
+            ("user:p@h1,h2:5433/users?target_session_attrs=read-write", "h1,h2", ",5433"),
+            ("user:p@[::1]:5432,[fe80::2]/users", "::1,fe80::2", "5432,"),
+            ("user:p,@h1,%2Frun%2Fpostgresql/users", "h1,/run/postgresql", ","),
+            ("h1,h2/users?sslmode=require", "h1,h2", ","),
+            ("/users?host=h1:5432&host=h2:5433", "h1,h2", "5432,5433"),
+            ("/users?host=h1,h2&port=5432,5433", "h1,h2", "5432,5433"),
+        ):
+            with self.subTest(url):
+                given = PRODUCTION | {"DATABASE_URL": f"postgresql://{url}"}
+                made = make_url(ProductionConfig.from_environment(given).SQLALCHEMY_DATABASE_URI)
+
+                _, parameters = made.get_dialect()().create_connect_args(made)
+                self.assertEqual((hosts, ports), (parameters["host"], parameters["port"]))
+                self.assertEqual("users", parameters["dbname"])
+                self.assertEqual(
+                    made.query.get("target_session_attrs"), parameters.get("target_session_attrs")
+                )
+        for url in ("h1:x,h2/users", "h1,:5432/users", "/users?host=h1,h2,h3&port=1,2"):
+            with self.subTest(url):
+                given = PRODUCTION | {"DATABASE_URL": f"postgresql://{url}"}
+                self.assert_refused(ProductionConfig, given, "DATABASE_URL is not a database URL")
+
+    def test_special_characters_in_a_database_url(self) -> None:
+        """A password that would be read as a part of the host is refused and not shown."""
+        for url in (
+            "user:open@sesame@h1/users",
+            "user:open@sesame/@h1/users",
+            "user:open@sesame:1@h1,h2/users",
+            "us/er:sesame@h1/users",
+            "us/er:sesame@h1,h2/users",
+        ):
+            with self.subTest(url):
+                given = PRODUCTION | {"DATABASE_URL": f"postgresql://{url}"}
+                line = self.assert_refused(ProductionConfig, given, "percent-encode")
+
+                self.assertNotIn("sesame", line)
+        given = PRODUCTION | {"DATABASE_URL": "postgresql://user:s%40s%2F@h1,h2/users"}
+        made = make_url(ProductionConfig.from_environment(given).SQLALCHEMY_DATABASE_URI)
+        self.assertEqual("s@s/", made.password)
 
     def test_unknown_settings_class(self) -> None:
         """An unknown class in APP_SETTINGS is refused with its name."""

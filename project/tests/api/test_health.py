@@ -227,6 +227,17 @@ class TestProxiedDatabase(ProxiedDatabaseTestCase, HealthTestCase):
         self.proxy.restore()
         self.assert_ready()
 
+    def test_standby(self) -> None:
+        """A process whose database is a standby is not ready until that is promoted."""
+        self.assert_ready()
+        self.proxy.is_standby = True
+        db.engines[database.PROBE].dispose()
+        self.assert_unavailable(self.ready())
+        self.assert_unavailable(self.ready())
+
+        self.proxy.is_standby = False
+        self.assert_ready()
+
     def test_restart_between_two_probes(self) -> None:
         """A connection that was closed between two probes does not count as unavailable."""
         self.assert_ready()

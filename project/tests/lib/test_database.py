@@ -3,10 +3,13 @@
 import os
 import threading
 import time
+import unittest
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 from unittest import mock
 
+import psycopg2
 from sqlalchemy import event, func, make_url, select, text
 
 from project import db, errors
@@ -107,7 +110,7 @@ class TestProxiedDatabase(ProxiedDatabaseTestCase):
         self.proxy.freeze()
         with (
             mock.patch.object(postgresql.TimeLimitedConnection, "answer_timeout", 0.1),
-            mock.patch.object(postgresql, "SUSPICION", 0.05),
+            mock.patch.multiple(postgresql, CONNECT_TIMEOUT=0.1, SUSPICION=0.05),
         ):
             for name in ("old", "new"):
                 with self.subTest(name):
@@ -120,6 +123,30 @@ class TestProxiedDatabase(ProxiedDatabaseTestCase):
         self.proxy.thaw()
         self.assertEqual(200, self.get("/auth/status", token).status_code)
         self.assertEqual(201, self.add("later").status_code)
+
+    def test_database_known_to_hang(self) -> None:
+        """While a database hangs, requests beyond half of the threads fail at once."""
+        token = self.register()
+        places = self.app.config["GRANIAN_BLOCKING_THREADS"] // 2
+        self.proxy.freeze()
+
+        def seconds(_: object) -> float:
+            started = time.monotonic()
+            self.assert_unavailable(self.get("/auth/status", token))
+            return time.monotonic() - started
+
+        with (
+            mock.patch.multiple(postgresql, CONNECT_TIMEOUT=1, SUSPICION=0.2),
+            ThreadPoolExecutor(places) as threads,
+        ):
+            waiting = threads.map(seconds, range(places))
+            time.sleep(0.5)
+            late = [seconds(None) for _ in range(places)]
+
+            self.assertGreater(min(waiting), 0.9)
+            self.assertLess(max(late), 0.15, late)
+        self.proxy.thaw()
+        self.assertEqual(200, self.get("/auth/status", token).status_code)
 
     def test_hanging_database_holds_half_of_the_threads(self) -> None:
         """Half of the requests wait for a database that hangs; the others fail early."""
@@ -157,6 +184,112 @@ class TestProxiedDatabase(ProxiedDatabaseTestCase):
             self.assertEqual(self.app.config["GRANIAN_BLOCKING_THREADS"], pool.size())
             self.assertEqual(database.POOL_TIMEOUT, pool.timeout())
             self.assertEqual(0, pool._max_overflow)
+
+
+class TestSeveralHosts(ProxiedDatabaseTestCase):
+    """A database with two hosts: a proxy that can fail, and the server itself."""
+
+    def reach(self, url: str) -> str:
+        """Return a URL that names the proxy and the server, as libpq documents it."""
+        self.direct = make_url(url)
+        proxied = make_url(super().reach(url))
+        self.place = f"{self.direct.host or '127.0.0.1'}:{self.direct.port or 5432}"
+        hosts = f"127.0.0.1:{proxied.port},{self.place}"
+        return url.replace(f"@{self.place}", f"@{hosts}")
+
+    def setUp(self) -> None:
+        """Connect to the first host in half a second at most."""
+        self.enterContext(mock.patch.multiple(postgresql, CONNECT_TIMEOUT=0.4, SUSPICION=0.1))
+        super().setUp()
+
+    def servers(self) -> set[int]:
+        """Return the ports that the pooled connections lead to."""
+        ports = set()
+        for name in (None, database.READ):
+            with db.engines[name].connect() as connection:
+                raw: Any = connection.connection.dbapi_connection
+                ports.add(raw.info.port)
+        return ports
+
+    def test_first_host_comes_first(self) -> None:
+        """Connections lead to the first host while it answers."""
+        self.register()
+
+        self.assertEqual({self.proxy.port}, self.servers())
+
+    def test_host_that_hangs(self) -> None:
+        """Connections move from a host that hangs to the next, and only the first one waits."""
+        token = self.register()
+        self.get("/auth/status", token)
+        self.proxy.freeze()
+        with mock.patch.object(postgresql.TimeLimitedConnection, "answer_timeout", 0.1):
+            self.assert_unavailable(self.get("/auth/status", token))
+            self.assertEqual(200, self.get("/auth/status", token).status_code)
+            self.assertEqual(201, self.add("other").status_code)
+        for engine in db.engines.values():
+            engine.dispose()
+        with mock.patch.object(postgresql, "CONNECT_TIMEOUT", 60):
+            self.assertEqual(200, self.get("/auth/status", token).status_code)
+        self.assertNotIn(self.proxy.port, self.servers())
+
+    def test_host_that_is_away(self) -> None:
+        """Connections move from a host that refuses them to the next unnoticed."""
+        token = self.register()
+        self.proxy.cut()
+
+        self.assertEqual(200, self.get("/auth/status", token).status_code)
+        self.assertEqual(201, self.add("other").status_code)
+
+    def test_standby(self) -> None:
+        """A host that is a standby is left out."""
+        self.register()
+        self.proxy.is_standby = True
+        for engine in db.engines.values():
+            engine.dispose()
+
+        self.assertEqual(201, self.add("other").status_code)
+        self.assertNotIn(self.proxy.port, self.servers())
+
+    def test_no_host_answers(self) -> None:
+        """The error names each host with its reason, after one timeout for all of them."""
+        hosts = {"host": "127.0.0.1,127.0.0.1", "port": f"{self.proxy.port},1"}
+        factory = {"connection_factory": postgresql.TimeLimitedConnection}
+        self.proxy.freeze()
+        started = time.monotonic()
+        with self.assertRaises(psycopg2.OperationalError) as caught:
+            postgresql.Hosts().connect(None, None, None, hosts | factory)
+
+        self.assertLess(time.monotonic() - started, 1)
+        self.assertEqual(
+            f'connection to server at "127.0.0.1", port {self.proxy.port} failed:'
+            " the database did not answer in time;"
+            ' connection to server at "127.0.0.1", port 1 failed: Connection refused',
+            str(caught.exception),
+        )
+
+
+@unittest.skipUnless(ON_POSTGRESQL, "SQLite has no schemas")
+class TestOptions(ScratchTestCase):
+    """Options that an operator sets in DATABASE_URL."""
+
+    def reach(self, url: str) -> str:
+        """Make a schema, and return a URL with options that lead to it."""
+        scratch.execute(url, "CREATE SCHEMA app")
+        return f"{url}?options=-csearch_path%3Dapp&application_name=one"
+
+    def test_options(self) -> None:
+        """The options hold on every connection, with those of the service."""
+        token = self.register()
+
+        self.assertEqual(200, self.get("/auth/status", token).status_code)
+        self.assertEqual(200, self.get("/health/ready").status_code)
+        for name, engine in db.engines.items():
+            with self.subTest(name), engine.connect() as connection:
+                query = "SELECT current_schema(), current_setting('application_name')"
+                self.assertEqual(("app", "one"), tuple(connection.execute(text(query)).one()))
+        with db.engines[database.READ].connect() as connection:
+            seqscan = connection.execute(text("SHOW enable_seqscan")).scalar()
+            self.assertEqual("off", seqscan)
 
 
 class TestUnwritableDatabase(ScratchTestCase):

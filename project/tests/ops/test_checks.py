@@ -47,6 +47,8 @@ GOOD_SERVER = Server(
     pooled=False,
     address="192.0.2.1",
     encrypted=True,
+    standby=False,
+    read_only=False,
 )
 
 
@@ -132,7 +134,9 @@ class TestCommand(unittest.TestCase):
     def test_no_database(self) -> None:
         """An unavailable database is reported with the reason and without the password."""
         for url, reason in {
-            "postgresql://user:sesame@127.0.0.1:1/users": "refused",
+            "postgresql://user:sesame@127.0.0.1:1/users": '"127.0.0.1", port 1 failed: Conn',
+            "postgresql://user:sesame@127.0.0.1:1,[::1]:2/users": '"::1", port 2 failed: ',
+            "postgresql://user:open@sesame@127.0.0.1:1/users": "percent-encode",
             "sqlite:////nowhere/users.db": "/nowhere/users.db",
         }.items():
             with self.subTest(url):
@@ -726,6 +730,8 @@ class TestServer(unittest.TestCase):
             ({"skew": -1.1}, "verify-full", Verdict.WRONG, "1.1 s ahead"),
             ({"skew": -0.9}, "verify-full", Verdict.OK, "agree"),
             ({"superuser": True}, "verify-full", Verdict.NOTE, "superuser"),
+            ({"standby": True}, "verify-full", Verdict.WRONG, "target_session_attrs=read-write"),
+            ({"read_only": True}, "verify-full", Verdict.WRONG, "default_transaction_read_only"),
             ({"connections": 65}, "verify-full", Verdict.WRONG, "may open 66"),
             ({"connections": 66}, "verify-full", Verdict.OK, "at most 66"),
             ({"connections": 10, "pooled": True}, "verify-full", Verdict.OK, "pooler"),
