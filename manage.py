@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from project import UsersService, create_app, create_server, db
 from project.api import commands
 from project.errors import ConfigurationError
-from project.lib import logs, metrics
+from project.lib import database, logs, metrics
 from project.models import User
 from project.ops import (
     audit_log,
@@ -146,4 +146,4 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as shells report it
     except (OperationalError, ProgrammingError) as error:
-        sys.exit(f"The database cannot be used: {str(error.orig).strip().splitlines()[0]}")
+        sys.exit(f"The database cannot be used: {database.describe(error)}")

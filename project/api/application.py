@@ -6,11 +6,15 @@ from typing import Any
 import flask
 from flask import Flask, Request
 from flask.sessions import NullSession, SessionInterface
+from flask.typing import ResponseReturnValue
 from flask_openapi3 import OpenAPI
+from sqlalchemy.exc import DBAPIError
 from werkzeug.routing import MapAdapter
 
 from project.api import access_log, error_handlers, openapi, requests
 from project.api.responses import OrjsonProvider, Response
+from project.extensions import db
+from project.lib import database
 
 
 class NoSession(SessionInterface):
@@ -58,6 +62,19 @@ class UsersService(OpenAPI):
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return `func`; no view is async, and Flask's check would cost time in every request."""
         return func
+
+    def dispatch_request(self) -> ResponseReturnValue:
+        """Return the response of the requested view, which is called again where that is safe.
+
+        `database.is_repeatable` says where. Any other error of the database is for the client.
+        """
+        try:
+            return super().dispatch_request()
+        except DBAPIError as error:
+            if not database.is_repeatable(error):
+                raise
+        db.session.rollback()
+        return super().dispatch_request()
 
     def finalize_request(self, rv: Any, from_error_handler: bool = False) -> flask.Response:
         """Return the return value of a view or an error handler as a response, and log it.

@@ -109,8 +109,8 @@ def answer_database(error: SQLAlchemyError) -> flask.Response:
     """Return a 503 if the database is unavailable, and a 500 for any other database error."""
     if not database.is_unavailable(error):
         return answer_unhandled(error)
-    state = getattr(getattr(error, "orig", None), "pgcode", None)
-    log.error("database_unavailable", error=type(error).__name__, sqlstate=state)
+    sqlstate = database.sqlstate(error)
+    log.error("database_unavailable", error=type(error).__name__, sqlstate=sqlstate)
     return answer(errors.DatabaseUnavailable(retry_after=DATABASE_RETRY_AFTER))
 
 

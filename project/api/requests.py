@@ -86,7 +86,7 @@ class Request(flask.Request):
         The arguments are Flask's and have no effect, so no caller can bypass the checks. Raises
         Werkzeug's RequestEntityTooLarge for a body over MAX_CONTENT_LENGTH, whatever it contains.
         """
-        body = self._read()
+        body = self._body
         if self.takes_form:
             return self._form(body)
         if self.body_is_optional and not body:
@@ -114,7 +114,8 @@ class Request(flask.Request):
             raise InvalidPayload(errors={"body": "has a parameter more than once"})
         return fields
 
-    def _read(self) -> bytes:
+    @cached_property
+    def _body(self) -> bytes:
         limit: int = current_app.config["MAX_CONTENT_LENGTH"]
         # One byte over the limit shows that a body of undeclared length is too long; a declared
         # length over the limit is refused without reading.

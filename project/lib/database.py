@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import flask_migrate
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from flask import Flask
+from flask import Flask, g
 from sqlalchemy import (
     URL,
     ColumnElement,
@@ -36,7 +36,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from project.extensions import db, migrate
@@ -132,6 +138,7 @@ def init_app(app: Flask, *, application_name: str) -> None:
             hosts = postgresql.Hosts()
             for engine in db.engines.values():
                 event.listen(engine, "do_connect", hosts.connect)
+            event.listen(db.engine, "commit", _note_commit)
             event.listen(db.engine, "handle_error", hosts.drop_read_only_connection)
             event.listen(db.engines[READ], "do_execute", postgresql.execute_prepared)
         else:
@@ -235,12 +242,15 @@ def fetch_all(statement: Executable, **parameters: object) -> Sequence[Row[Any]]
 
 
 def run(engine: Engine, query: Callable[[Connection], T]) -> T:
-    """Return the result of `query`, which runs a second time if the connection was dead."""
+    """Return the result of a reading `query`.
+
+    It runs a second time after an error that is transient.
+    """
     try:
         with engine.connect() as connection:
             return query(connection)
     except DBAPIError as error:
-        if not error.connection_invalidated or isinstance(error.orig, postgresql.AnswerTimeout):
+        if not _is_transient(error):
             raise
     with engine.connect() as connection:
         return query(connection)
@@ -308,3 +318,38 @@ def is_unavailable(error: Exception) -> bool:
     Every other error of SQLAlchemy is a fault of this code.
     """
     return isinstance(error, OperationalError | InterfaceError | InternalError | PoolTimeout)
+
+
+def is_repeatable(error: DBAPIError) -> bool:
+    """Return whether the present request may be repeated after `error`, as if it had not begun.
+
+    PostgreSQL has rolled back a transaction that it cancelled, or whose connection ended, before
+    COMMIT was sent. If the request has sent a COMMIT, something of it may be stored: what the
+    COMMIT without an answer was for, or an earlier transaction, such as a count of attempts. Then
+    only the client can decide.
+    """
+    return _is_transient(error) and not g.get("commit_sent", False)
+
+
+def _is_transient(error: DBAPIError) -> bool:
+    """Return whether the connection was dead, or PostgreSQL cancelled the transaction.
+
+    The same statements may then succeed on another connection. They do not after a timeout.
+    """
+    dead = error.connection_invalidated and not isinstance(error.orig, postgresql.AnswerTimeout)
+    return dead or sqlstate(error) in postgresql.CANCELLED
+
+
+def _note_commit(_connection: Connection) -> None:
+    if g:
+        g.commit_sent = True
+
+
+def sqlstate(error: SQLAlchemyError) -> str | None:
+    """Return PostgreSQL's code of `error`, or None if it has none."""
+    return getattr(getattr(error, "orig", None), "pgcode", None)
+
+
+def describe(error: SQLAlchemyError) -> str:
+    """Return one line about `error` for operators; of a failed connection it names the host."""
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

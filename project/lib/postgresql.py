@@ -24,6 +24,9 @@ CONNECT_TIMEOUT = 2.0  # seconds to connect to one of its hosts
 
 # SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html
 READ_ONLY_TRANSACTION = "25006"
+# PostgreSQL has cancelled the transaction, and the same statements may succeed when repeated: a
+# serialization failure, a deadlock, the end of the connection in a restart or planned failover.
+CANCELLED = {"40001", "40P01", "57P01"}
 # Errors of EXECUTE and PREPARE behind a connection pooler, or after ALTER TABLE: the statement does
 # not exist; it exists already; its result has changed.
 NOT_PREPARED = {"26000", "42P05", "0A000"}

@@ -77,9 +77,8 @@ class Readiness:
             elif database.is_standby(self._engine):
                 obstacle, reason = DatabaseUnavailable, {"standby": True}
         except SQLAlchemyError as error:
-            state = getattr(getattr(error, "orig", None), "pgcode", None)
             obstacle = DatabaseUnavailable
-            reason = {"error": type(error).__name__, "sqlstate": state}
+            reason = {"error": type(error).__name__, "sqlstate": database.sqlstate(error)}
         if obstacle is not self._logged:  # log changes, not every probe
             self._logged = obstacle
             if obstacle:

@@ -410,8 +410,7 @@ def _database(config: Config) -> Iterator[Finding]:
             server = database.run(engine, _inspect_server)
             yield from server_findings(server, config, engine.url.query)
     except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        yield wrong(f"The database cannot be used: {reason}")
+        yield wrong(f"The database cannot be used: {database.describe(error)}")
 
 
 def _outbox() -> Iterator[Finding]:

@@ -292,6 +292,75 @@ class TestOptions(ScratchTestCase):
             self.assertEqual("off", seqscan)
 
 
+@unittest.skipUnless(ON_POSTGRESQL, "SQLite cancels no transactions")
+class TestCancelledTransactions(ScratchTestCase):
+    """Transactions that PostgreSQL cancels, or whose connection it ends."""
+
+    def cancel(self, attempts: int, action: str, when: str = "BEFORE INSERT ON users") -> None:
+        """Let the next attempts to register execute `action` of PL/pgSQL in their transaction."""
+        scratch.execute(
+            self.url,
+            f"""CREATE SEQUENCE attempts;
+            CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN IF nextval('attempts') <= {attempts} THEN {action}; END IF; RETURN NEW; END $$;
+            CREATE {"CONSTRAINT" if "DEFERRED" in when else ""} TRIGGER act {when}
+            FOR EACH ROW EXECUTE FUNCTION act()""",
+        )
+
+    def attempts(self) -> int:
+        """Return how many attempts to register there were."""
+        with db.engines[database.READ].connect() as connection:
+            return int(connection.execute(text("SELECT last_value FROM attempts")).scalar_one())
+
+    def assert_repeated(self, action: str) -> None:
+        """Check that a registration succeeds at the second attempt, and adds one user."""
+        self.cancel(1, action)
+
+        self.assertEqual(201, self.add("one").status_code)
+        self.assertEqual(2, self.attempts())
+        self.assertEqual(1, db.session.scalar(select(func.count()).select_from(User)))
+
+    def test_serialization_failure(self) -> None:
+        """A registration with a serialization failure is repeated."""
+        self.assert_repeated("RAISE 'no' USING ERRCODE = '40001'")
+
+    def test_deadlock(self) -> None:
+        """A registration in a deadlock is repeated."""
+        self.assert_repeated("RAISE 'no' USING ERRCODE = '40P01'")
+
+    def test_connection_that_the_server_ends(self) -> None:
+        """A registration whose connection the server ends is repeated on another one."""
+        self.assert_repeated("PERFORM pg_terminate_backend(pg_backend_pid())")
+
+    def test_repeated_once(self) -> None:
+        """A registration that is cancelled twice is a 503."""
+        self.cancel(2, "RAISE 'no' USING ERRCODE = '40P01'")
+
+        self.assert_unavailable(self.add("late"))
+        self.assertEqual(2, self.attempts())
+
+    def test_error_of_a_commit(self) -> None:
+        """A registration that fails in its COMMIT is a 503, and is not repeated."""
+        failure = "RAISE 'no' USING ERRCODE = '40001'"
+        self.cancel(1, failure, "AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED")
+
+        self.assert_unavailable(self.add("late"))
+        self.assertEqual(1, self.attempts())
+
+    def test_reading_statement(self) -> None:
+        """A reading statement that is cancelled is repeated once."""
+        scratch.execute(
+            self.url,
+            """CREATE SEQUENCE attempts;
+            CREATE FUNCTION read() RETURNS integer LANGUAGE plpgsql AS $$
+            BEGIN IF nextval('attempts') = 1 THEN RAISE 'no' USING ERRCODE = '40001'; END IF;
+            RETURN 7; END $$""",
+        )
+
+        self.assertEqual(7, database.count(text("SELECT read()")))
+        self.assertEqual(2, self.attempts())
+
+
 class TestUnwritableDatabase(ScratchTestCase):
     """Databases that refuse writes."""
 

@@ -301,3 +301,19 @@ class TestManage(unittest.TestCase):
         away = scratch.manage("serve", **DEVELOPMENT, DATABASE_URL="sqlite:////nowhere/users.db")
         self.assertEqual(1, away.returncode)
         self.assertEqual(1, len(away.stderr.splitlines()), away.stderr)
+
+    def test_database_away(self) -> None:
+        """A command without its database says which host refused, in one line without secrets."""
+        url = "postgresql://user:sesame@127.0.0.1:1/users"
+        for command in ("serve", "purge", "db upgrade", "create_admin ada ada@test.com"):
+            with self.subTest(command):
+                away = scratch.manage(
+                    *command.split(), **DEVELOPMENT, DATABASE_URL=url, stdin="p\n"
+                )
+
+                self.assertEqual(1, away.returncode)
+                self.assertEqual(
+                    'The database cannot be used: connection to server at "127.0.0.1", port 1'
+                    " failed: Connection refused\n",
+                    away.stderr,
+                )
