@@ -315,6 +315,7 @@ class Event(db.Model):  # type: ignore[name-defined,misc]  # the base is made at
     ip: Mapped[str | None] = mapped_column(String(MAX_STORED_IP))
     user_agent: Mapped[str] = mapped_column(String(MAX_STORED_USER_AGENT))
     request_id: Mapped[str | None] = mapped_column(String(MAX_REQUEST_ID))
+    trace_id: Mapped[str | None] = mapped_column(String(32))  # as in the header traceparent
     details: Mapped[dict[str, str | int]] = mapped_column(JSON)
 
     __table_args__ = (

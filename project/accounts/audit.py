@@ -112,6 +112,7 @@ class Origin(NamedTuple):
     request_id: str | None = None
     actor_id: int | None = None  # the user who sends the request
     language: str = rendering.DEFAULT_LANGUAGE  # of the emails that the request causes
+    trace_id: str | None = None  # of the trace that the request is a part of
 
 
 ANONYMOUS = Origin(None, "")  # of a user who is deleted
@@ -179,12 +180,13 @@ def record(
         "ip": origin.ip,
         "user_agent": origin.user_agent,
         "request_id": origin.request_id,
+        "trace_id": origin.trace_id,
         "details": details,
     }
     about = {"created_at": clock.utcnow(), "user": user_id, "actor": actor_id}
     stored = db.session.execute(_INSERT, happened | about).one()
     if (stored.user_id, stored.actor_id) != (user_id, actor_id):
-        nothing = {"session_id": None, "ip": None, "user_agent": "", "request_id": None}
+        nothing = dict.fromkeys(("session_id", "ip", "request_id", "trace_id")) | {"user_agent": ""}
         db.session.execute(update(events_table).where(_columns.id == stored.id).values(nothing))
     logged = {"user_id": user_id} | happened | {"actor_id": actor_id}
     db.session.info.setdefault(_UNCOMMITTED, []).append(logged)
@@ -261,6 +263,7 @@ def anonymize(user_id: int) -> None:
         "ip": case((by_another, _columns.ip)),
         "user_agent": case((by_another, _columns.user_agent), else_=""),
         "request_id": case((by_another, _columns.request_id)),
+        "trace_id": case((by_another, _columns.trace_id)),
     }
     order = _columns.created_at, _columns.id
     named = [

@@ -38,6 +38,8 @@ def record(app: Flask, request: Request, response: flask.Response) -> None:
         "ip": request.remote_addr,
         "request_id": request_id,
     }
+    if trace_id := request.trace_id:
+        line["trace_id"] = trace_id
     if route:
         line["route"] = route
     if refusal:

@@ -38,6 +38,10 @@ _SECRET = re.compile(
 FORM = "application/x-www-form-urlencoded"
 _MAX_LOGGED_PATH = 256  # characters
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9._=+/:-]{{1,{MAX_REQUEST_ID}}}")
+# W3C Trace Context, 3.2: version, trace ID, parent ID, flags. A later version may add fields.
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}((?<!^00.{53})-.*)?"
+)
 
 _body_bulkhead = AppState[Bulkhead]("body_bulkhead")
 
@@ -66,6 +70,12 @@ class Request(flask.Request):
             return given
         # The ID is no secret; reading the kernel's randomness would release the GIL.
         return f"{random.getrandbits(128):032x}"  # nosec B311
+
+    @property
+    def trace_id(self) -> str | None:
+        """Return the ID of the trace in the header traceparent, or None if it is not valid."""
+        parent = _TRACEPARENT.fullmatch(self.environ.get("HTTP_TRACEPARENT", ""))
+        return parent[1] if parent else None
 
     @property
     def redacted_path(self) -> str:
@@ -199,4 +209,5 @@ def origin() -> audit.Origin:
         cast(Request, flask.request).id,
         caller.id if caller else None,
         accepted or languages[0],
+        cast(Request, flask.request).trace_id,
     )

@@ -146,7 +146,7 @@ def configure(
     _write_json = structlog.WriteLogger(output).msg if direct else None
     structlog.configure(
         processors=[
-            _add_request_id,
+            _add_request,
             structlog.processors.add_log_level,
             _add_timestamp,
             # Without repr_native_str, escape sequences and text directions would be printed raw.
@@ -187,9 +187,12 @@ def _add_timestamp(_logger: object, _method: str, fields: EventDict) -> EventDic
     return fields
 
 
-def _add_request_id(_logger: object, _method: str, fields: EventDict) -> EventDict:
+def _add_request(_logger: object, _method: str, fields: EventDict) -> EventDict:
     if "request_id" not in fields and flask.has_request_context():
-        fields["request_id"] = cast(Any, flask.request).id
+        request = cast(Any, flask.request)
+        fields["request_id"] = request.id
+        if request.trace_id:
+            fields["trace_id"] = request.trace_id
     return fields
 
 

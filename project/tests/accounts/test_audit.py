@@ -691,6 +691,18 @@ class TestOrigin(AuditTestCase):
         made = [row["request_id"] for row in stored_events() if len(row["request_id"]) == 32]
         self.assertEqual(len(made), len(set(made)))
 
+    def test_trace(self) -> None:
+        """The trace of a request is stored with its event; the deletion of the user removes it."""
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        credentials = {"email": "test@test.com", "password": "test"}
+        response = self.client.post("/auth/login", json=credentials, headers=headers)
+        self.assertEqual(trace, stored_events()[-1]["trace_id"])
+        token = response.get_json()["auth_token"]
+        self.ask("DELETE", "/auth/account", token, current_password="test")
+
+        self.assertEqual({None}, {event["trace_id"] for event in stored_events()})
+
     def test_tokens_in_the_wrong_place(self) -> None:
         """A token in a User-Agent header is not stored."""
         pair = self.log_in().get_json()

@@ -17,9 +17,8 @@ from project.tests.accounts.cases import AdministrationTestCase
 from project.tests.base import BaseTestCase, bearer
 from project.tests.rows import add_events, stored_events, stored_sessions, stored_users
 
-BLANK = dict.fromkeys(("user_id", "actor_id", "session_id", "ip", "request_id")) | {
-    "user_agent": ""
-}
+IDENTIFYING = "user_id", "actor_id", "session_id", "ip", "request_id", "trace_id"
+BLANK = dict.fromkeys(IDENTIFYING) | {"user_agent": ""}
 HOME = {"REMOTE_ADDR": "203.0.113.7"}
 
 

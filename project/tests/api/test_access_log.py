@@ -83,6 +83,53 @@ class TestRequestId(BaseTestCase):
         self.assertEqual({"req-1"}, {line["request_id"] for line in logged})
 
 
+class TestTrace(BaseTestCase):
+    """The header traceparent (W3C Trace Context)."""
+
+    TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+    def traces(self, traceparent: str) -> set[str | None]:
+        """Return the trace ID of each line that a failing request leaves."""
+        headers = {"traceparent": traceparent}
+        with (
+            captured_log(readable=False) as lines,
+            mock.patch("project.accounts.directory.find", side_effect=RuntimeError),
+        ):
+            self.client.get("/users/1", headers=headers)
+        logged = [json.loads(line) for line in lines.getvalue().splitlines()]
+        self.assertEqual(2, len(logged))
+        return {line.get("trace_id") for line in logged}
+
+    def test_valid(self) -> None:
+        """Every line of a request has the trace ID; a later version may have further fields."""
+        for version, more in (("00", ""), ("cc", ""), ("01", "-more"), ("01", "-")):
+            with self.subTest(version, more=more):
+                header = f"{version}-{self.TRACE}-b7ad6b7169203331-01{more}"
+
+                self.assertEqual({self.TRACE}, self.traces(header))
+
+    def test_invalid(self) -> None:
+        """A header that is not valid is ignored."""
+        good = f"00-{self.TRACE}-b7ad6b7169203331-01"
+        for bad in (
+            "",
+            self.TRACE,
+            good.upper(),
+            f"ff{good[2:]}",
+            f"0{good[2:]}",
+            good.replace(self.TRACE, "0" * 32),
+            good.replace("b7ad6b7169203331", "0" * 16),
+            good.replace("0af7", "0afg"),
+            good[:-1],
+            f"{good}-more",
+            f"{good}-",
+            f"01{good[2:]}more",
+            f"{good},{good}",
+        ):
+            with self.subTest(bad):
+                self.assertEqual({None}, self.traces(bad))
+
+
 class TestLine(BaseTestCase):
     """The line that a request leaves in the access log."""
 
