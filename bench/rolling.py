@@ -81,6 +81,11 @@ class Server:
         )
         await_port(self._process, self.port)
 
+    def workers(self) -> str:
+        """Return the IDs of its processes, which change when one of them is started again."""
+        pid = self._process.pid if self._process else 0
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
     def stop(self) -> None:
         """Send SIGTERM, as an operator does, and wait until the server has exited."""
         if self._process:

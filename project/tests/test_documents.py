@@ -12,7 +12,9 @@ from bench import lines
 from project.config import strong_key
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+DOCUMENTS = sorted(
+    path for folder in (".", "docs", "bench", "deploy/**") for path in ROOT.glob(f"{folder}/*.md")
+)
 LINES = re.compile(r"^\| (.+) \| ([0-9,]+) \|$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 TEST = re.compile(r"`(test_\w+)(?:\.(Test\w+))?(?:\.(test_\w+))?`")
@@ -28,6 +30,7 @@ RUN = [
     (r"python manage\.py (?!db )(\w+)( .*)?", TESTS, r'\(\s*"{0}"'),
     (r"python -m (project\.tests\.contract\.client_tables)", TESTS, r'"python -m {0}"'),
     (r"python -m bench\.lines", TESTS, r'"-m", "bench\.lines"'),
+    (r"python -m bench\.(failover)( .*)?", CI, r" -m bench\.{0} "),
     (r"python -m (bench)\.(\w+)( .*)?", CI, r"^bench {1} "),
     (r"git worktree add \.\./before COMMIT", CI, r"git worktree add "),
     (r"docker compose up --build", CI, r"\^docker compose up' README"),
