@@ -30,8 +30,9 @@ from urllib.parse import urlencode
 import jwt
 from sqlalchemy import URL, Row, make_url
 
+from bench.proxies import free_ports
 from bench.report import add_database_url, exit_on_sigterm, machine, say
-from bench.rolling import Server, free_ports
+from bench.rolling import Server
 from bench.servers import PASSWORD, database, new_user, url_text
 from project import UsersService, create_app, db
 from project.accounts import administration, audit, clients, links, recovery, registration, sessions

@@ -1,9 +1,9 @@
 """Show that restarts and key rotation lose no request: python -m bench.rolling --help.
 
-Two servers run behind nginx on one PostgreSQL. Clients register, log in, get their status, refresh
-and log out without pause, while the servers are restarted one after the other, first without
-changes and then through the steps of a rotation of SECRET_KEY. Every response that is not a success
-is a loss.
+Two servers run behind a proxy of deploy/ on one PostgreSQL. Clients register, log in, get their
+status, refresh and log out without pause, while the servers are restarted one after the other,
+first without changes and then through the steps of a rotation of SECRET_KEY. Every response that is
+not a success is a loss. Each request also claims another address, which no server may believe.
 """
 
 import argparse
@@ -12,9 +12,7 @@ import http.client
 import json
 import os
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,39 +25,12 @@ from typing import Any
 
 from sqlalchemy import URL, make_url
 
+from bench.proxies import FILES, await_port, free_ports, proxy
 from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.servers import PASSWORD, ROOT, database, new_user, url_text
 
 CLIENTS = 8
-# The nginx configuration of docs/operations.md, and otherwise nginx's defaults.
-NGINX = """
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    upstream users {{
-        server 127.0.0.1:{ports[0]} max_fails=1 fail_timeout=1s;
-        server 127.0.0.1:{ports[1]} max_fails=1 fail_timeout=1s;
-    }}
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://users;
-            proxy_set_header Host $host;
-            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-            proxy_set_header X-Forwarded-Proto $scheme;
-            proxy_set_header X-Request-ID $request_id;
-        }}
-    }}
-}}
-"""
+FORGED = "203.0.113.9"  # the address that each request claims
 
 
 class Server:
@@ -102,10 +73,11 @@ class Server:
 class Client(threading.Thread):
     """A client that repeats all actions of a user."""
 
-    def __init__(self, port: int, over: threading.Event) -> None:
+    def __init__(self, port: int, over: threading.Event, *, keep_alive: bool = False) -> None:
         super().__init__(daemon=True)
-        self._port = port
         self._over = over
+        self._keep_alive = keep_alive
+        self._connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30)
         self.answers: Counter[str] = Counter()
         self.losses: list[str] = []
 
@@ -129,21 +101,25 @@ class Client(threading.Thread):
 
     def _send(self, method: str, path: str, body: object = None, token: str = "") -> Any:
         """Return the JSON of a response; record any other than a success, and end the visit."""
-        headers = {"Content-Type": "application/json"} if body else {}
+        headers = {"X-Forwarded-For": FORGED, "X_Forwarded_For": FORGED}
+        if body:
+            headers["Content-Type"] = "application/json"
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         outcome = ""
         try:
-            connection.request(method, path, json.dumps(body) if body else None, headers)
-            answer = connection.getresponse()
-            outcome, content = str(answer.status), answer.read()
+            content = json.dumps(body) if body else None
+            self._connection.request(method, path, content, headers)
+            answer = self._connection.getresponse()
+            outcome, text = str(answer.status), answer.read()
             if answer.status < 300:
-                return json.loads(content)
+                return json.loads(text)
         except (OSError, http.client.HTTPException) as error:
             outcome = type(error).__name__
+            self._connection.close()
         finally:
-            connection.close()
+            if not self._keep_alive:
+                self._connection.close()
             self.answers[outcome] += 1
         self.losses.append(f"{method} {path}: {outcome}")
         raise _Lost
@@ -155,9 +131,9 @@ class _Lost(Exception):
 
 @contextlib.contextmanager
 def load(port: int) -> Iterator[list[Client]]:
-    """Run the clients while the context lasts."""
+    """Run the clients while the context lasts; every second one keeps its connection."""
     over = threading.Event()
-    clients = [Client(port, over) for _ in range(CLIENTS)]
+    clients = [Client(port, over, keep_alive=bool(each % 2)) for each in range(CLIENTS)]
     for client in clients:
         client.start()
     try:
@@ -168,43 +144,11 @@ def load(port: int) -> Iterator[list[Client]]:
             client.join(60)
 
 
-@contextlib.contextmanager
-def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
-    """Run nginx in front of two servers, and yield its port."""
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    (port,) = free_ports(1)
-    configuration = folder / "nginx.conf"
-    configuration.write_text(NGINX.format(folder=folder, ports=ports, port=port))
-    command = [program, "-c", str(configuration), "-p", str(folder), "-g", "daemon off;"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        await_port(process, port)
-        yield port
-    finally:
-        process.send_signal(signal.SIGQUIT)
-        process.wait(30)
+def steps(servers: list[Server], seconds: float, rotation: bool) -> Iterator[str]:
+    """Run one step after the other on both servers, `seconds` apart, and yield the name of each.
 
-
-def await_port(process: subprocess.Popen[bytes], port: int) -> None:
-    """Return when a process listens; raise RuntimeError if it exits or takes 30 seconds."""
-    deadline = time.monotonic() + 30
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"no process listens on {port}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return unused ports of 127.0.0.1."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
-def steps(servers: list[Server], seconds: float) -> Iterator[str]:
-    """Run one step after the other on both servers, `seconds` apart, and yield the name of each."""
+    Without `rotation`, the first step is the only one.
+    """
     old, new = servers[0].settings["SECRET_KEY"], secrets.token_hex(32)
     for name, changes in {
         "restart without changes": {},
@@ -217,9 +161,11 @@ def steps(servers: list[Server], seconds: float) -> Iterator[str]:
             server.restart(**changes)
         time.sleep(seconds)
         yield name
+        if not rotation:
+            break
 
 
-def report(server_url: URL, seconds: float) -> tuple[str, bool]:
+def report(server_url: URL, name: str, seconds: float, rotation: bool) -> tuple[str, bool]:
     """Return the table in Markdown, and whether every response was a success."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -229,6 +175,7 @@ def report(server_url: URL, seconds: float) -> tuple[str, bool]:
             "SECRET_KEY": secrets.token_hex(32),
             "BCRYPT_LOG_ROUNDS": "4",
             "TRUSTED_PROXIES": "1",
+            "FORCE_HTTPS": "true",
             "REGISTRATIONS_PER_ADDRESS": "1000000",
             "GRANIAN_HOST": "127.0.0.1",
         }
@@ -237,16 +184,19 @@ def report(server_url: URL, seconds: float) -> tuple[str, bool]:
         for server in servers:
             stack.callback(server.stop)
             server.start()
-        port = stack.enter_context(nginx(folder, ports))
+        port = stack.enter_context(proxy(name, folder, ports))
         clients = stack.enter_context(load(port))
-        lines = ["| | responses | not successful |", "|---|---|---|"]
+        lines = [f"| {name} | responses | not successful |", "|---|---|---|"]
         answers = losses = 0
-        for step in steps(servers, seconds):
+        for step in steps(servers, seconds, rotation):
             say(step)
             answered = sum(sum(client.answers.values()) for client in clients)
             lost = [loss for client in clients for loss in client.losses]
             lines.append(f"| {step} | {answered - answers:,} | {len(lost) - losses:,} |")
             answers, losses = answered, len(lost)
+        for port in ports:
+            if f'"ip":"{FORGED}"' in (folder / f"{port}.log").read_text():
+                lost.append("a server believed the address that a client claimed")
     for loss, count in Counter(lost).most_common(10):
         say(f"{count} times {loss}")
     heading = f"{machine(server_url)}; {CLIENTS} clients."
@@ -257,12 +207,17 @@ def main() -> int:
     """Print the table; return 1 if a response was lost."""
     parser = argparse.ArgumentParser(prog="python -m bench.rolling", description=__doc__)
     add_database_url(parser)
+    parser.add_argument("--proxy", choices=FILES, default="nginx")
+    parser.add_argument(
+        "--no-rotation", action="store_true", help="only the restart without changes"
+    )
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="before, between and after the restarts"
     )
     options = parser.parse_args()
     exit_on_sigterm()
-    table, good = report(make_url(options.database_url), options.seconds)
+    url, rotation = make_url(options.database_url), not options.no_rotation
+    table, good = report(url, options.proxy, options.seconds, rotation)
     print(table)
     return 0 if good else 1
 

@@ -25,8 +25,9 @@ from typing import Any
 import jwt
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 
+from bench.proxies import free_ports, proxy
 from bench.report import add_database_url, exit_on_sigterm, machine, say
-from bench.rolling import Client, Server, free_ports, nginx
+from bench.rolling import Client, Server
 from bench.servers import PASSWORD, ROOT, database, new_user, url_text
 from project.tokens.signing_keys import MIN_AGE, PUBLISHED_BEFORE
 
@@ -171,14 +172,14 @@ def report(server_url: URL, ahead: float, wanted: int) -> tuple[str, bool]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = free_ports(2)
-        port = stack.enter_context(nginx(folder, ports))
+        port = stack.enter_context(proxy("nginx", folder, ports))
         url = stack.enter_context(database(server_url))
         settings = {
             "APP_SETTINGS": "project.config.ProductionConfig",
             "DATABASE_URL": url_text(url),
             "SECRET_KEY": secrets.token_hex(32),
             "ENCRYPTION_KEYS": secrets.token_hex(32),
-            "ISSUER": f"http://127.0.0.1:{port}",
+            "ISSUER": f"https://127.0.0.1:{port}",
             "TOKEN_EXPIRATION_DAYS": "0",
             "TOKEN_EXPIRATION_SECONDS": str(LIFETIME),
             "BCRYPT_LOG_ROUNDS": "4",

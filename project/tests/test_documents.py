@@ -34,6 +34,7 @@ RUN = [
     (r"python -m (bench)\.(\w+)( .*)?", CI, r"^bench {1} "),
     (r"git worktree add \.\./before COMMIT", CI, r"git worktree add "),
     (r"docker compose up --build", CI, r"\^docker compose up' README"),
+    (r"docker compose --profile proxy up", CI, r'"--profile proxy"'),
     (
         r"docker compose (exec -T users-service python manage\.py import_users - <)users\.jsonl",
         CI,

@@ -49,6 +49,15 @@ class TestSettings(unittest.TestCase):
 
         self.assertEqual(sorted(expected | {"DATABASE_TEST_URL"}), sorted(named))
 
+    def test_compose(self) -> None:
+        """docker-compose.yml hands on every setting of the table."""
+        named = {name for row in rows("Settings") for name in re.findall("`([A-Z_]+)`", row[0])}
+        compose = (scratch.ROOT / "docker-compose.yml").read_text()
+        service = compose.split("\n  users-service:\n")[1].split("\n    ports:\n")[0]
+        handed_on = set(re.findall(r"^      ([A-Z_]+):", service, re.MULTILINE))
+
+        self.assertEqual(named - {"DATABASE_TEST_URL"}, handed_on - {"APP_SETTINGS"})
+
     def test_defaults(self) -> None:
         """The table has the default of each setting in each class of settings."""
         classes = DevelopmentConfig, TestingConfig, ProductionConfig
