@@ -11,10 +11,12 @@ if sys.version_info < (3, 11):  # noqa: UP036  # the check is for older ones
 
 import flask_migrate.cli
 from flask import current_app
-from flask_script_ng import Command, Manager, Option, Server, Shell
+from flask.cli import load_dotenv
+from flask.helpers import get_load_dotenv
+from flask_script_ng import Command, Option, Shell
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from project import UsersService, create_app, create_server, db
+from project import UsersService, create_app, db
 from project.api import commands
 from project.errors import ConfigurationError
 from project.lib import database, logs, metrics
@@ -32,6 +34,7 @@ from project.ops import (
     testing,
     users,
 )
+from project.ops.command_line import CommandLine
 
 COMMAND = "".join(sys.argv[1:2])
 
@@ -40,11 +43,10 @@ def application() -> UsersService:
     """Return the service, configured by APP_SETTINGS; the tests always use TestingConfig."""
     if COMMAND != "runserver":  # a command does not count in the metrics of a running server
         os.environ.pop(metrics.DIRECTORY, None)
+    if not (testing := COMMAND in {"test", "cov"}) and get_load_dotenv():
+        load_dotenv()  # as `flask` does
     try:
-        if COMMAND == "runserver":
-            app = create_server()
-        else:
-            app = create_app("project.config.TestingConfig" if COMMAND in {"test", "cov"} else None)
+        app = create_app("project.config.TestingConfig" if testing else None)
     except ConfigurationError as error:
         if COMMAND == "check":
             sys.exit(checks.report(checks.configuration_refused(error)))
@@ -84,45 +86,35 @@ class Db(Command):
 
     name = "db"
     capture_all_args = True
-    help_args = ()
 
     def run(self, arguments: list[str]) -> None:
         """Pass the arguments to Flask-Migrate; end with its exit code."""
         logging.basicConfig(format="%(message)s")
         logging.getLogger("alembic").setLevel(logging.INFO)
-        flask_migrate.cli.db.main(arguments, prog_name="manage.py db")
+        flask_migrate.cli.db.main(
+            arguments, prog_name="manage.py db", help_option_names=["-h", "--help"]
+        )
 
 
-manager = Manager(application, description=__doc__)
-manager.add_command(
-    "runserver",
-    Server(
-        use_debugger=False,
-        use_reloader=False,
-        threaded=True,
-        request_handler=server.QuietRequestHandler,
-    ),
-)
-manager.add_command(
-    "shell", Shell(make_context=lambda: {"app": current_app, "db": db, "User": User})
-)
-for command in (Test, Cov, Db):
-    manager.add_command(command)
-# The parameters of each function are the arguments and options; its docstring is the help text.
-for function in (
-    server.serve,
-    development.recreate_db,
-    development.seed_db,
-    checks.check,
+manager = CommandLine(application, description=__doc__)
+shell = Shell(make_context=lambda: {"app": current_app, "db": db, "User": User})
+shell.__doc__ = "Start a Python shell with the application."
+manager.add_group("Servers", development.Runserver(), server.serve, checks.check)
+manager.add_group("Database", Db(), purge.purge, development.recreate_db, development.seed_db)
+manager.add_group(
+    "Users",
     users.create_admin,
     users.deactivate,
     users.activate,
     users.end_sessions,
     users.reset_totp,
-    purge.purge,
     audit_log.events,
-    mail.send_mail,
-    mail.mails,
+    import_export_commands.import_users,
+    import_export_commands.export_users,
+)
+manager.add_group("Emails", mail.send_mail, mail.mails)
+manager.add_group(
+    "Tokens for other services",
     keys.rotate_keys,
     keys.keys,
     keys.reencrypt_keys,
@@ -130,14 +122,8 @@ for function in (
     clients.clients,
     clients.rotate_client_secret,
     clients.disable_client,
-    import_export_commands.import_users,
-    import_export_commands.export_users,
-    commands.openapi,
-):
-    command = Command(function)
-    for option in command.option_list:  # --with-factors instead of --with_factors
-        option.args = [arg.replace("_", "-") if arg[0] == "-" else arg for arg in option.args]
-    manager.add_command(function.__name__, command)
+)
+manager.add_group("Development", Test(), Cov(), shell, commands.openapi)
 
 
 if __name__ == "__main__":

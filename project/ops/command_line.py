@@ -1,10 +1,15 @@
-"""What the commands share: their origin in the audit log, times, and errors as lines."""
+"""What the commands share: how they are called, their origin in the audit log, times, errors."""
 
 import contextlib
+import difflib
+import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
+
+from flask_script_ng import Command, Manager
 
 from project.accounts import audit
 from project.errors import ServiceError, UserNotFound
@@ -13,6 +18,66 @@ from project.tokens import keys
 # The origin of a command's events in the audit log.
 ORIGIN = audit.Origin(None, "manage.py")
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+class CommandLine(Manager):  # type: ignore[misc]  # Flask-Script-NG has no types
+    """The commands, in groups: `python manage.py COMMAND`, and -h for help everywhere."""
+
+    help_args = ("-h", "--help")
+
+    def __init__(self, app: Callable[[], object], description: str) -> None:
+        """Make a command line; `app` makes the application, once the arguments are parsed."""
+        super().__init__(app, with_default_commands=False, description=description)
+        self._groups: dict[str, list[str]] = {}
+
+    def add_group(self, title: str, *commands: Command | Callable[..., object]) -> None:
+        """Add commands under a title.
+
+        The parameters of a function are its arguments and options. Its docstring is its help.
+        """
+        before = set(self._commands)
+        for each in commands:
+            if isinstance(each, Command):
+                self.add_command(each)
+                continue
+            command = Command(each)
+            for option in command.option_list:  # --with-factors instead of --with_factors
+                option.args = [
+                    arg.replace("_", "-") if arg[0] == "-" else arg for arg in option.args
+                ]
+            self.add_command(each.__name__, command)
+        self._groups[title] = [name for name in self._commands if name not in before]
+
+    def handle(self, prog: str, args: Sequence[str] = ()) -> object:
+        """Run the command that `args` begin with; return its exit code, and 2 if there is none."""
+        if not args or args[0] in self.help_args:
+            print(self._overview())
+            return 0 if args else 2
+        prog, (name, *rest) = Path(prog).name, args
+        if name not in self._commands:
+            near = difflib.get_close_matches(name, self._commands, 1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            message = f"{prog}: there is no command {name!r}.{meant} python {prog} -h lists them."
+            print(message, file=sys.stderr)
+            return 2
+        command = self._commands[name]
+        if getattr(command, "capture_all_args", False):
+            return command(self(), rest)
+        description = inspect.getdoc(command)
+        parser = command.create_parser(f"{prog} {name}", description=description, parent=self)
+        options = vars(parser.parse_args(rest))
+        del options["func_stack"]  # of Flask-Script-NG
+        return command(self(), **options)
+
+    def _overview(self) -> str:
+        """Return the commands, in groups, with the first line of the help of each."""
+        lines = [self.description]
+        for title, names in self._groups.items():
+            lines += ["", f"{title}:"]
+            for name in names:
+                summary, *_ = (inspect.getdoc(self._commands[name]) or "").splitlines()
+                lines.append(f"  {name:<21} {summary}")
+        return "\n".join([*lines, "", "python manage.py COMMAND -h describes a command."])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The servers: Granian, as in production, and Flask's development server."""
+"""The server as in production: serve."""
 
 import os
 import sys
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import flask_migrate
 from flask import current_app
-from werkzeug.serving import WSGIRequestHandler
 
 from project.config import SERVICE_NAME
 from project.extensions import db
@@ -62,10 +61,3 @@ def _defaults() -> dict[str, str]:
     if not current_app.debug:
         defaults["GRANIAN_LOG_CONFIG"] = str(GRANIAN_LOG_CONFIG)
     return defaults
-
-
-class QuietRequestHandler(WSGIRequestHandler):
-    """A request of the development server; its line in the log is the service's access log."""
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Log nothing."""

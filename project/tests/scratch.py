@@ -113,7 +113,8 @@ def settings(**environment: str) -> dict[str, str]:
     """Return this process's environment, with these settings of the service and no others."""
     files = {f"{name}_FILE" for name in SECRETS}
     names = {"APP_SETTINGS", *SECRETS, *files, *BaseConfig.model_fields}
-    return {key: value for key, value in os.environ.items() if key not in names} | environment
+    others = {key: value for key, value in os.environ.items() if key not in names}
+    return others | {"FLASK_SKIP_DOTENV": "1"} | environment
 
 
 @contextlib.contextmanager

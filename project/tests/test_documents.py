@@ -24,6 +24,8 @@ CI = (ROOT / ".ci" / "run").read_text()
 KEY = r'python3? -c "(import secrets; [^"]+)"'
 # Where each command of a document is run: its pattern, the place, and the text in that place.
 RUN = [
+    (r"flask --app project (routes|shell)", TESTS, r'"--app", "project", "{0}"'),
+    (r"python manage\.py (runserver) --reload", TESTS, r'"{0}", "--reload"'),
     (r"python manage\.py (runserver|test)", CI, r"python manage.py {0}\$"),
     (r"python manage\.py db (upgrade|downgrade)", TESTS, r'manage\(\s*"db", "{0}"'),
     (r"python manage\.py serve", TESTS, r'"manage.py", "serve"'),
