@@ -197,7 +197,6 @@ class Cluster:
                     member["name"]: member["role"]
                     for member in machine.patroni("/cluster")["members"]
                     if member["state"] in {"running", "streaming"}
-                    and member.get("lag", 0) != "unknown"
                 }
         return {}
 
@@ -206,13 +205,22 @@ class Cluster:
         return next(self.machines[name] for name, its in self.roles().items() if its == role)
 
     def await_whole(self, seconds: float = 120) -> None:
-        """Return when all three run and one is the synchronous standby."""
+        """Return when both standbys receive from the leader, and one of them is synchronous."""
         deadline = time.monotonic() + seconds
-        while sorted(self.roles().values()) != ["leader", "replica", "sync_standby"]:
+        while not self._whole():
             if time.monotonic() > deadline:
                 logs = "\n".join(machine.log() for machine in self.machines.values())
                 raise RuntimeError(f"{logs}\nthe cluster is {self.roles()}")
             time.sleep(0.25)
+
+    def _whole(self) -> bool:
+        names = {role: name for name, role in self.roles().items()}
+        if set(names) != {"leader", "replica", "sync_standby"}:
+            return False
+        with suppress(psycopg2.Error), self.machines[names["leader"]].connect() as cursor:
+            cursor.execute("SELECT sync_state FROM pg_stat_replication WHERE state = 'streaming'")
+            return sorted(state for (state,) in cursor) == ["async", "sync"]
+        return False
 
     def create_database(self) -> None:
         """Create the database of the service, and the table of `Machine.writes`."""

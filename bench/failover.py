@@ -32,6 +32,7 @@ from bench.report import machine, say, spread, spread_in_words
 from bench.rolling import Server, free_ports
 from bench.servers import PASSWORD, new_user
 
+KINDS = ("kill", "freeze", "cut")  # of the primary; "standby" freezes the synchronous standby
 CLIENTS = 8
 PAUSE = 0.05  # seconds between the requests of a client
 RETRY = 0.25  # seconds until a client repeats a request that was answered with 503
@@ -240,30 +241,30 @@ def fail(kind: str, victim: Machine) -> None:
     """Let a machine fail."""
     if kind == "kill":
         victim.signal(signal.SIGKILL)
-    elif kind == "freeze":
-        victim.signal(signal.SIGSTOP)
-    else:
+    elif kind == "cut":
         victim.plug("down")
+    else:
+        victim.signal(signal.SIGSTOP)
 
 
 def mend(kind: str, victim: Machine) -> None:
     """Bring a machine back."""
     if kind == "kill":
         victim.start()
-    elif kind == "freeze":
-        victim.signal(signal.SIGCONT)
-    else:
+    elif kind == "cut":
         victim.plug("up")
+    else:
+        victim.signal(signal.SIGCONT)
 
 
 def run(kind: str, trial: Cluster, ours: list[Server]) -> Round:
-    """Let the machine of the primary fail under load, bring it back, and check what was lost."""
+    """Let a machine fail under load, bring it back, and check what was lost."""
     ports = [server.port for server in ours]
     record = Record()
     workers = [server.workers() for server in ours]
     with clients(ports, record):
         time.sleep(BEFORE)
-        victim = trial.find("leader")
+        victim = trial.find("sync_standby" if kind == "standby" else "leader")
         others = [each for each in trial.machines.values() if each is not victim]
         failed = time.monotonic()
         fail(kind, victim)
@@ -386,9 +387,9 @@ def _column(rounds: list[Round]) -> dict[str, str]:
         "registrations acknowledged": f"{sum(len(each.registered) for each in records):,}",
         "other requests acknowledged": f"{sum(map(Record.others, records)):,}",
         **{promise: str(broken[promise]) for promise in PROMISES},
-        "until the new primary acknowledges a commit, s": _range(each.promotion for each in rounds),
+        "until a commit is acknowledged, s": _range(each.promotion for each in rounds),
         "without success, s": _range(each.outage for each in rounds),
-        "longer than the promotion by at most, s": (
+        "longer than that by at most, s": (
             f"{max(each.outage - each.promotion for each in rounds):.1f}"
         ),
         "503": f"{len(unavailable):,}",
@@ -440,7 +441,11 @@ def main() -> int:
     """Print the table; return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m bench.failover", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="of each fault")
-    parser.add_argument("--only", choices=("kill", "freeze", "cut"), help="one kind of fault")
+    parser.add_argument(
+        "--only",
+        choices=(*KINDS, "standby"),
+        help="one kind of fault; standby: the synchronous standby is frozen",
+    )
     parser.add_argument(
         "--through",
         choices=tuple(cluster.URLS),
@@ -457,13 +462,14 @@ def main() -> int:
         server_url = make_url(
             f"postgresql://postgres:{cluster.PASSWORD}@{trial.find('leader').address}/postgres"
         )
-        heading = f"{machine(server_url)}; {url}"
+        heading = f"{machine(server_url)}; through {options.through}"
         if options.cost:
             print(heading, "", costs(folder, url, options.rounds), sep="\n")
             return 0
-        rounds = []
+        rounds: list[Round] = []
+        kinds = (options.only,) if options.only else KINDS
         with serving(folder, [url, url]) as ours:
-            for kind in (options.only,) if options.only else ("kill", "freeze", "cut"):
+            for kind in kinds:
                 for _ in range(options.rounds):
                     rounds.append(run(kind, trial, ours))
                     say(f"{kind}: {_column(rounds[-1:])}")
