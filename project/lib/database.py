@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 import flask_migrate
+import psycopg2.extensions
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask, g
@@ -134,8 +135,9 @@ def init_app(app: Flask, *, application_name: str) -> None:
     migrate.init_app(app)
     with app.app_context():
         if on_postgresql:
-            postgresql.limit_waits(max(1, pool_size // 2))
-            hosts = postgresql.Hosts()
+            limit = postgresql.WaitLimit(max(1, pool_size // 2))
+            psycopg2.extensions.set_wait_callback(limit.wait)
+            hosts = postgresql.Hosts(limit)
             for engine in db.engines.values():
                 event.listen(engine, "do_connect", hosts.connect)
             event.listen(db.engine, "commit", _note_commit)

@@ -93,6 +93,15 @@ class WaitLimit:
         self._answered_at = time.monotonic()
         self._hangs = False
 
+    def refuses(self) -> bool:
+        """Return whether a wait would be in vain: the database hangs, and no slot is free."""
+        if not self._hangs:
+            return False
+        free = self._slots.acquire(blocking=False)
+        if free:
+            self._slots.release()
+        return not free
+
     def _is_answered(
         self, poller: "select.poll", connection: psycopg2.extensions.connection, began: float
     ) -> bool:
@@ -121,11 +130,6 @@ def _shut_down(descriptor: int) -> None:
         line.shutdown(socket.SHUT_RDWR)  # fails if it is not connected yet
 
 
-def limit_waits(slots: int) -> None:
-    """Apply a `WaitLimit` with this many slots to every connection of this process."""
-    psycopg2.extensions.set_wait_callback(WaitLimit(slots).wait)
-
-
 class Hosts:
     """The hosts of a database URL; `connect` tries one after the other, as libpq does.
 
@@ -134,7 +138,8 @@ class Hosts:
     last is tried first, so that only one connection waits for the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: WaitLimit) -> None:
+        self._limit = limit
         self._first = 0
 
     def connect(
@@ -146,6 +151,10 @@ class Hosts:
         psycopg2.OperationalError with the reason of each host after at most CONNECT_TIMEOUT
         seconds.
         """
+        kind: type[TimeLimitedConnection] = parameters["connection_factory"]
+        if kind.needs_slot and self._limit.refuses():
+            # A server that hangs would find each attempt when it goes on.
+            raise AnswerTimeout("the database does not answer")
         hosts = _hosts(parameters)
         deadline = time.monotonic() + CONNECT_TIMEOUT
         reasons = []
@@ -153,7 +162,7 @@ class Hosts:
             number = (self._first + tried) % len(hosts)
             host = hosts[number]
             timeout = (deadline - time.monotonic()) / (len(hosts) - tried)
-            factory = functools.partial(parameters["connection_factory"], timeout)
+            factory = functools.partial(kind, timeout)
             try:
                 connection: psycopg2.extensions.connection = psycopg2.connect(
                     **host | {"connection_factory": factory}

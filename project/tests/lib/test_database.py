@@ -257,7 +257,7 @@ class TestSeveralHosts(ProxiedDatabaseTestCase):
         self.proxy.freeze()
         started = time.monotonic()
         with self.assertRaises(psycopg2.OperationalError) as caught:
-            postgresql.Hosts().connect(None, None, None, hosts | factory)
+            postgresql.Hosts(postgresql.WaitLimit(1)).connect(None, None, None, hosts | factory)
 
         self.assertLess(time.monotonic() - started, 1)
         self.assertEqual(
