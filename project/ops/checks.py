@@ -4,6 +4,7 @@ Its findings are written for operators who do not know the code. Every configura
 one for production, whichever class of settings APP_SETTINGS names.
 """
 
+import difflib
 import ipaddress
 import itertools
 import math
@@ -24,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from project import clock
 from project.accounts import clients, second_factor
 from project.accounts.mails import Kind
-from project.config import DAY, strong_key
+from project.config import DAY, SECRETS, BaseConfig, strong_key
 from project.errors import ConfigurationError
 from project.extensions import db
 from project.lib import database, hashing
@@ -44,6 +45,7 @@ MIN_PASSWORD_WITH_SECOND_FACTOR, MIN_PASSWORD_ALONE = 8, 15
 MAX_CLOCK_SKEW = 1.0  # seconds
 MAX_LIFETIME_ELSEWHERE = 3_600  # seconds for which another service may accept an ended session
 MAX_KEY_DAYS = 365  # for which a key signs
+MIN_LIKENESS = 0.8  # of the name of a variable to that of a setting, by difflib
 
 
 class Verdict(Enum):
@@ -98,6 +100,7 @@ def report(findings: Iterable[Finding]) -> int:
 def examine(app: Flask) -> Iterator[Finding]:
     """Check the settings of `app` and its database, in the context of `app`."""
     yield _settings_class(app)
+    yield from misspelled(os.environ)
     yield from _keys(app.config)
     yield from _issuer(app.config)
     yield from _encryption_keys(app.config)
@@ -114,7 +117,27 @@ def examine(app: Flask) -> Iterator[Finding]:
 def configuration_refused(error: ConfigurationError) -> Iterator[Finding]:
     """Yield the reasons why the application cannot be created."""
     yield from map(wrong, error.complaints)
+    yield from misspelled(os.environ)
     yield note("The other checks run once the service can start with these settings.")
+
+
+def misspelled(names: Iterable[str]) -> Iterator[Finding]:
+    """Report the variables that are named almost like a setting; their values are not shown.
+
+    Other programs have variables too, so only a name that is close to a setting's is reported. At
+    0.8, FORCE_HTTP and DATABASE_URI are; of 190 variables of shells, PostgreSQL, Python, systemd,
+    Kubernetes, clouds and CI services, only LOGGING_LEVEL is.
+    """
+    from granian.cli import cli  # slow to import
+
+    settings = {
+        str(field.validation_alias or name) for name, field in BaseConfig.model_fields.items()
+    }
+    settings |= {"APP_SETTINGS", *SECRETS, *(f"{name}_FILE" for name in SECRETS)}
+    settings |= {f"GRANIAN_{option.name}".upper() for option in cli.params}
+    for name in sorted(set(names) - settings):
+        for near in difflib.get_close_matches(name.upper(), sorted(settings), 1, MIN_LIKENESS):
+            yield note(f"The variable {name} is not a setting, and changes nothing. {near} is one.")
 
 
 def _settings_class(app: Flask) -> Finding:

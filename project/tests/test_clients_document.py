@@ -20,7 +20,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from project import clock, db, errors, ids
-from project.accounts import administration, clients, fields, links
+from project.accounts import administration, clients, fields, links, rate_limits
 from project.api import paging
 from project.config import DAY, DevelopmentConfig, ProductionConfig
 from project.lib import hashing
@@ -199,7 +199,11 @@ class TestEvents(BaseTestCase):
             own = {"current_password": password}
             self.send("PATCH", f"/users/{root}", token, admin=False, **own)
             self.send("DELETE", "/auth/account", token, **own)
-        self.send("DELETE", "/auth/account", self.start("bob")["auth_token"], **own)
+        bob_token = self.start("bob")["auth_token"]
+        refusal = errors.TooManyAttempts(retry_after=1)
+        with mock.patch.object(rate_limits.NoLimits, "mail_within", side_effect=refusal):
+            self.send("PATCH", f"/users/{bob}", bob_token, email="b@test.com", **own)
+        self.send("DELETE", "/auth/account", bob_token, **own)
         self.send("DELETE", f"/users/{add_user('eve', 'eve@test.com', PASSWORD).id}", token)
 
     def act_with_links(self) -> None:

@@ -7,13 +7,17 @@ import unittest
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from bench import lines
+from project.api.openapi import INFO
 from project.config import strong_key
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = sorted(
-    path for folder in (".", "docs", "bench", "deploy/**") for path in ROOT.glob(f"{folder}/*.md")
+    path
+    for folder in (".", "docs", "bench", "deploy/**", "examples/**", "project/**", "migrations/**")
+    for path in ROOT.glob(f"{folder}/*.md")
 )
 LINES = re.compile(r"^\| (.+) \| ([0-9,]+) \|$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
@@ -126,6 +130,30 @@ class TestDocuments(unittest.TestCase):
         text = "# A [link](x.md)\n```sh\n# a comment\n```\n## Rotate `SECRET_KEY`, twice\n# A link"
 
         self.assertEqual({"a-link", "a-link-1", "rotate-secret_key-twice"}, anchors(text))
+
+
+class TestChangelog(unittest.TestCase):
+    """CHANGELOG.md has the form of Keep a Changelog 1.1.0."""
+
+    TEXT = (ROOT / "CHANGELOG.md").read_text()
+    GROUPS: ClassVar[list[str]] = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+
+    def test_versions(self) -> None:
+        """Unreleased changes are first; the newest version is that of the API document."""
+        unreleased, *versions = re.findall(r"^## (.+)$", self.TEXT, re.MULTILINE)
+
+        self.assertEqual("Unreleased", unreleased)
+        for version in versions:
+            self.assertRegex(version, r"\A\d+\.\d+\.\d+ - \d{4}-\d{2}-\d{2}\Z")
+        self.assertEqual(INFO.version, versions[0].split()[0])
+
+    def test_groups(self) -> None:
+        """Each version has some of the six groups, each at most once and in their order."""
+        for version in self.TEXT.split("\n## ")[1:]:
+            groups = re.findall(r"^### (.+)$", version, re.MULTILINE)
+            with self.subTest(version.splitlines()[0]):
+                self.assertEqual([name for name in self.GROUPS if name in groups], groups)
+                self.assertTrue(groups)
 
 
 class TestContributing(unittest.TestCase):

@@ -98,6 +98,7 @@ class TestCommand(unittest.TestCase):
             SECRET_KEY_FALLBACKS="short-fallback",
             CORS_ORIGINS="*",
             BODY_TIMEOUT="soon",
+            FORCE_HTTP="yes",
         )
 
         self.assertEqual(
@@ -106,6 +107,7 @@ class TestCommand(unittest.TestCase):
         )
         for secret in ("short-secret", "short-fallback"):
             self.assertNotIn(secret, "".join(lines))
+        self.assertEqual(1, sum("The variable FORCE_HTTP is not" in line for line in lines))
 
     def test_no_such_settings(self) -> None:
         """An unknown settings class is named."""
@@ -182,6 +184,48 @@ class FindingsTestCase(ScratchTestCase):
         wrong = [finding.text for finding in others if finding.verdict is Verdict.WRONG]
         self.assertEqual(expected, {text.partition(".")[0] for text in wrong}, lines)
         return "\n".join(lines)
+
+
+class TestMisspelled(FindingsTestCase):
+    """Variables that are named almost like a setting."""
+
+    def test_settings(self) -> None:
+        """Each is noted with the setting of the nearest name, and without its value."""
+        for name, setting in {
+            "FORCE_HTTP": "FORCE_HTTPS",
+            "force_https": "FORCE_HTTPS",
+            "DATABASE_URI": "DATABASE_URL",
+            "ENCRYPTION_KEY": "ENCRYPTION_KEYS",
+            "SECRET_KEY_FALLBACK_FILE": "SECRET_KEY_FALLBACKS_FILE",
+            "TRUSTED_PROXY": "TRUSTED_PROXIES",
+            "BCRYPT_ROUNDS": "BCRYPT_LOG_ROUNDS",
+            "GRANIAN_PROT": "GRANIAN_PORT",
+        }.items():
+            with self.subTest(name):
+                (found,) = checks.misspelled({name: "sesame"})
+
+                expected = f"The variable {name} is not a setting, and changes nothing."
+                self.assertEqual(checks.note(f"{expected} {setting} is one."), found)
+
+    def test_others(self) -> None:
+        """Settings, Granian's variables and those of other programs are not noted."""
+        names = """
+            SECRET_KEY SECRET_KEY_FILE DATABASE_TEST_URL APP_SETTINGS GRANIAN_WORKERS_LIFETIME
+            GRANIAN_RUNTIME_BLOCKING_THREADS GRANIAN_SSL_CERTIFICATE
+            PATH HOME USER MAIL LANG TERM PWD HOSTNAME HTTP_PROXY HTTPS_PROXY https_proxy no_proxy
+            SSL_CERT_FILE PGHOST PGPORT PGUSER PGPASSWORD PGPASSFILE PGSSLMODE POSTGRES_PASSWORD
+            PYTHONPATH PYTHON_VERSION VIRTUAL_ENV FLASK_APP FLASK_DEBUG WEB_CONCURRENCY PORT
+            KUBERNETES_SERVICE_HOST USERS_SERVICE_PORT METRICS_SERVICE_PORT SMTP_PORT
+            CREDENTIALS_DIRECTORY INVOCATION_ID NOTIFY_SOCKET LISTEN_FDS CI GITHUB_TOKEN
+            OTEL_SERVICE_NAME OTEL_LOG_LEVEL SENTRY_DSN PROMETHEUS_MULTIPROC_DIR
+            AWS_SECRET_ACCESS_KEY AZURE_CLIENT_SECRET CLIENT_SECRET REDIS_URL COMPOSE_FILE
+        """
+
+        self.assertEqual([], list(checks.misspelled(names.split())))
+
+    def test_command(self) -> None:
+        """The check notes them."""
+        self.assert_found(PRODUCTION | {"FORCE_HTTP": "1"}, "The variable FORCE_HTTP", Verdict.NOTE)
 
 
 class TestFindings(FindingsTestCase):
