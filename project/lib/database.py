@@ -334,9 +334,10 @@ def is_repeatable(error: DBAPIError) -> bool:
 
 
 def _is_transient(error: DBAPIError) -> bool:
-    """Return whether the connection was dead, or PostgreSQL cancelled the transaction.
+    """Return whether the same statements may succeed on another connection.
 
-    The same statements may then succeed on another connection. They do not after a timeout.
+    They may if PostgreSQL cancelled the transaction, and if the connection was dead or refused
+    writes. A timeout is left to the client: another one would take too long.
     """
     dead = error.connection_invalidated and not isinstance(error.orig, postgresql.AnswerTimeout)
     return dead or sqlstate(error) in postgresql.CANCELLED
