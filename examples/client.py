@@ -51,10 +51,15 @@ class Client:
         self._url, self._pair, self._save = url, pair, save
         self._lock = threading.Lock()  # held while the pair is replaced
 
-    def log_in(self, email: str, password: str) -> None:
-        """Start a session."""
+    def log_in(self, email: str, password: str, code: str | None = None) -> None:
+        """Start a session.
+
+        An ApiError with the code mfa_required asks for a code, of the authenticator or a recovery
+        code: log in again with it.
+        """
+        body = {"email": email, "password": password} | ({"code": code} if code else {})
         with self._lock:
-            self._get_pair("/auth/login", {"email": email, "password": password})
+            self._get_pair("/auth/login", body)
 
     def log_out(self) -> None:
         """End the session. The pair is forgotten even if the service cannot be reached."""

@@ -48,9 +48,12 @@ export class Client {
     private readonly locks: Pick<LockManager, "request"> | undefined = globalThis.navigator?.locks,
   ) {}
 
-  /** Start a session. */
-  async logIn(email: string, password: string): Promise<void> {
-    await this.getPair("/auth/login", { email, password });
+  /**
+   * Start a session. An ApiError with the code mfa_required asks for a code, of the authenticator or
+   * a recovery code: log in again with it.
+   */
+  async logIn(email: string, password: string, code?: string): Promise<void> {
+    await this.getPair("/auth/login", { email, password, code });
   }
 
   /** End the session. The pair is forgotten even if the service cannot be reached. */

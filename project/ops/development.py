@@ -73,8 +73,7 @@ def _report_database(app: Flask) -> None:
         try:
             schema = database.schema(db.engines[database.PROBE])
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            print(f" * The database cannot be used: {reason}", flush=True)
+            print(f" * The database cannot be used: {database.describe(error)}", flush=True)
         else:
             if schema not in database.USABLE:
                 print(" * Migrations are missing: python manage.py db upgrade", flush=True)

@@ -78,9 +78,9 @@ class PythonDriver:
         """Let this time pass for the client."""
         self._moved += seconds
 
-    def log_in(self) -> Result:
-        """Log in."""
-        return self._result("log_in", *CREDENTIALS)
+    def log_in(self, *code: str) -> Result:
+        """Log in, with a code or without one."""
+        return self._result("log_in", *CREDENTIALS, *code)
 
     def log_out(self) -> Result:
         """Log out."""
@@ -121,9 +121,9 @@ class TypeScriptDriver:
         """Let this time pass for the clients."""
         self._execute("move", seconds, tabs=())
 
-    def log_in(self) -> Result:
-        """Log in, in the first tab."""
-        return self._execute("logIn", *CREDENTIALS)[0]
+    def log_in(self, *code: str) -> Result:
+        """Log in, in the first tab, with a code or without one."""
+        return self._execute("logIn", *CREDENTIALS, *code)[0]
 
     def log_out(self) -> Result:
         """Log out, in the second tab."""
@@ -285,6 +285,18 @@ class ClientTests(_Base):
             self.assertEqual([Result({"data": "x"})], driver.call())
             self.assertEqual([1, 2], driver.waits)
             self.assertEqual(2 * ["/auth/login"] + 2 * ["/auth/status"], self.paths(stub))
+
+    def test_code(self) -> None:
+        """A login that is refused without a code is sent again with one."""
+        with serve(answer(401, code="mfa_required", mfa_token="m1")) as stub:
+            driver = self.open(stub.url)
+
+            self.assertEqual("mfa_required", driver.log_in().code)
+            self.assertEqual(None, driver.log_in("123456").status)
+            credentials = {"email": CREDENTIALS[0], "password": CREDENTIALS[1]}
+            bodies = [body for _, _, body in stub.requests]
+            self.assertEqual([credentials, credentials | {"code": "123456"}], bodies)
+            self.assertIsNotNone(driver.stored)
 
     def test_tries(self) -> None:
         """A request is sent 4 times at most."""
