@@ -41,6 +41,8 @@ COMMAND = "".join(sys.argv[1:2])
 
 def application() -> UsersService:
     """Return the service, configured by APP_SETTINGS; the tests always use TestingConfig."""
+    if COMMAND == "version":
+        return UsersService(__name__)  # without settings
     if COMMAND != "runserver":  # a command does not count in the metrics of a running server
         os.environ.pop(metrics.DIRECTORY, None)
     if not (testing := COMMAND in {"test", "cov"}) and get_load_dotenv():
@@ -99,7 +101,7 @@ class Db(Command):
 manager = CommandLine(application, description=__doc__)
 shell = Shell(make_context=lambda: {"app": current_app, "db": db, "User": User})
 shell.__doc__ = "Start a Python shell with the application."
-manager.add_group("Servers", development.Runserver(), server.serve, checks.check)
+manager.add_group("Servers", development.Runserver(), server.serve, checks.check, server.version)
 manager.add_group("Database", Db(), purge.purge, development.recreate_db, development.seed_db)
 manager.add_group(
     "Users",

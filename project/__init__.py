@@ -10,7 +10,7 @@ from project.api.auth import auth_blueprint
 from project.api.health import health_blueprint
 from project.api.oauth import oauth_blueprint
 from project.api.users import users_blueprint
-from project.config import DEFAULT_SETTINGS, SERVICE_NAME, BaseConfig
+from project.config import DEFAULT_SETTINGS, SERVICE_NAME, VERSION, BaseConfig
 from project.errors import ConfigurationError
 from project.extensions import bcrypt, db, migrate
 from project.lib import bulkhead, database, forwarded, hashing, logs, metrics, readiness
@@ -34,7 +34,7 @@ def create_app(settings: str | None = None) -> UsersService:
         app.wsgi_app = forwarded.trust_proxies(app.wsgi_app, hops)  # type: ignore[assignment,method-assign]
     readable = app.debug or app.testing
     logs.configure(readable=readable, level=app.config["LOG_LEVEL"], deferred=not readable)
-    metrics.init_app(app, namespace="users")
+    metrics.init_app(app, namespace="users", version=VERSION)
     database.init_app(app, application_name=SERVICE_NAME)
     readiness.init_app(app)
     bulkhead.init_app(app)

@@ -28,6 +28,7 @@ from sqlalchemy.exc import ArgumentError
 from project.errors import ConfigurationError
 
 INSTANCE = Path(__file__).resolve().parent.parent / "instance"
+VERSION = "1.0.0"  # of the service and its API document
 SERVICE_NAME = "users-service"  # in pg_stat_activity and in names of temporary directories
 DEFAULT_SETTINGS = "project.config.DevelopmentConfig"
 

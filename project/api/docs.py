@@ -1,15 +1,15 @@
-"""/docs: the API document and Swagger UI, only where API_DOCS is set."""
+"""/: what this service is. /docs: the API document and Swagger UI, only where API_DOCS is set."""
 
 from importlib import resources
 from pathlib import Path
 
 import flask
 import orjson
-from flask import Blueprint, send_from_directory
+from flask import Blueprint, current_app, request, send_from_directory
 from flask_openapi3 import OpenAPI
 
-from project.api import openapi
-from project.api.responses import Response
+from project.api import openapi, responses, schemas
+from project.api.responses import Response, success
 from project.lib.app_state import AppState
 
 _PAGE = Path(__file__).with_name("docs.html")
@@ -20,17 +20,40 @@ _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_KINDS = ["application/json", "text/html"]  # of the response to a client that accepts either
 
 _document = AppState[bytes]("api_document")
 
+service_blueprint = openapi.Blueprint("service", "What this service is.")
 docs_blueprint = Blueprint("docs", __name__, url_prefix="/docs")
 
 
 def init_app(app: OpenAPI) -> None:
-    """Serve the document and the page if API_DOCS is set."""
+    """Serve what the service is, and the document and the page if API_DOCS is set."""
+    app.register_api(service_blueprint)
     if app.config["API_DOCS"]:
         _document.set(app, orjson.dumps(openapi.describe(app)))
         app.register_blueprint(docs_blueprint)
+
+
+@service_blueprint.get("/")
+@responses.returns(200, schemas.Service)
+def get_service() -> flask.Response:
+    """Say what this service is, and where the page with its API document is.
+
+    A browser, which prefers `text/html`, is sent to that page, if there is one.
+    """
+    documented = current_app.config["API_DOCS"]
+    if documented and request.accept_mimetypes.best_match(_KINDS) == "text/html":
+        return Response(status=303, headers={"Location": "docs"})
+    documentation = "/docs" if documented else None
+    return success(name=openapi.INFO.title, documentation=documentation)
+
+
+@docs_blueprint.get("/")
+def redirect_to_page() -> flask.Response:
+    """Send a browser to the page, whose links are relative to its path without a slash."""
+    return Response(status=308, headers={"Location": "../docs"})
 
 
 @docs_blueprint.get("/openapi.json")

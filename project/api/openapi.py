@@ -27,11 +27,12 @@ from project.accounts import fields, verification
 from project.api import error_handlers, guards, schemas
 from project.api.requests import FORM
 from project.api.responses import Responses, failure
+from project.config import VERSION
 from project.errors import ServiceError
 
 INFO = Info(
     title="Users service",
-    version="1.0.0",
+    version=VERSION,
     description="""\
 Requests and responses are JSON. The `status` of a response is `success`, or `error` where the
 request was refused (`fail` where an endpoint of `/users` refused it). An error has a `message` for
@@ -72,6 +73,7 @@ _ETAG = {"description": "The version of the user, for `If-Match` of a change.", 
 _ETAG_OF_KEYS = {"description": "For `If-None-Match` (RFC 9110, 13.1.2).", "schema": _STRING}
 _CACHE_CONTROL = {"description": "How long the answer may be kept.", "schema": _STRING}
 _LOCATION = {"description": "The path of the user.", "schema": _STRING}
+_TO_PAGE = {"Location": {"description": "The path of the page.", "schema": _STRING}}
 _HEADERS_BY_MODEL = {
     schemas.OneUser: {"ETag": _ETAG},
     schemas.ChangedUser: {"ETag": _ETAG},
@@ -176,6 +178,8 @@ class Blueprint(APIBlueprint):
             responses[status] = self._refusal_response(status, group, takes)
         if schemas.KeySet in declared.models.values():
             responses[304] = {"description": "The client has this version already."}
+        if schemas.Service in declared.models.values():
+            responses[303] = {"description": "To the page, for a browser.", "headers": _TO_PAGE}
         options |= {
             "operation_id": operation_id,
             # The library would join the lines of the docstring with <br/>.
@@ -313,7 +317,7 @@ def _refusals(
         refusals |= {errors.InvalidPayload, errors.PayloadTooLarge}
     if "query" in takes:
         refusals.add(errors.InvalidPayload)
-    if schemas.Probe not in declared.models.values():
+    if not any(issubclass(model, schemas.Probe) for model in declared.models.values()):
         refusals |= {errors.DatabaseUnavailable, errors.HttpsRequired}
     return sorted(refusals, key=attrgetter("status", "code"))
 

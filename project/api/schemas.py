@@ -286,6 +286,25 @@ class Probe(Done):
     """The response to a probe, which needs no token and is allowed over plain HTTP."""
 
 
+class Liveness(Probe):
+    """The response to a probe, which needs no token and is allowed over plain HTTP.
+
+    `version` is included in development only.
+    """
+
+    version: str = Field(default_factory=str)
+
+
+class Service(Success):
+    """What this service is."""
+
+    name: str
+    documentation: Annotated[
+        str | None,
+        Field(description="The path of a page with this document, or null if there is none."),
+    ]
+
+
 class Tokens(Done):
     """The token pair of a session, with the seconds until each token expires."""
 

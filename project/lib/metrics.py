@@ -8,6 +8,7 @@ Without that setting nothing is counted.
 import contextlib
 import functools
 import os
+import platform
 import shutil
 import tempfile
 import threading
@@ -24,9 +25,10 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Metric,
+    ProcessCollector,
     start_http_server,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine, event
@@ -173,11 +175,12 @@ def _label(route: str | None) -> str:
     return route or "none"
 
 
-def init_app(app: Flask, *, namespace: str) -> None:
+def init_app(app: Flask, *, namespace: str, version: str) -> None:
     """Measure `app` if METRICS_PORT is set and its process has the directory of a server.
 
     A command that runs beside a server, with the same settings, has no such directory. The name
-    of each metric begins with `namespace`.
+    of each metric begins with `namespace`, except those of processes. `version` is that of the
+    service.
     """
     _metrics.set(app, NullMetrics())
     port, name = app.config["METRICS_PORT"], os.environ.get(DIRECTORY)
@@ -190,7 +193,13 @@ def init_app(app: Flask, *, namespace: str) -> None:
         log.error("metrics_unavailable", directory=name, reason=error.strerror)
         return
     _metrics.set(app, made)
-    collectors = LiveProcessCollector(directory), made.read_gauges
+    build = InfoMetricFamily(
+        f"{namespace}_build",
+        "The version of the service, and of Python.",
+        {"version": version, "python": platform.python_version()},
+    )
+    running = RunningCollector(directory, build)
+    collectors = LiveProcessCollector(directory), running, made.read_gauges
     host = os.environ.get("GRANIAN_HOST", "127.0.0.1")
     threading.Thread(
         target=_serve, args=(directory, host, port, collectors), name="metrics", daemon=True
@@ -254,6 +263,29 @@ class LiveProcessCollector(Collector):
                     mark_process_dead(pid, self._directory)
         metrics: Iterable[Metric] = MultiProcessCollector(None, self._directory).collect()
         return metrics
+
+
+class RunningCollector(Collector):
+    """What runs: the build, and prometheus_client's process_* of each process, by `pid`.
+
+    Metrics of single processes cannot be added up: processes share memory, and a sum of their CPU
+    times falls when one ends.
+    """
+
+    def __init__(self, directory: Path, build: Metric) -> None:
+        self._directory = directory
+        self._build = build
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the build, and the metrics of each process that counts in the directory."""
+        metrics = {self._build.name: self._build}
+        for path in self._directory.glob("gauge_livesum_*.db"):
+            pid = path.stem.rpartition("_")[2]
+            for one in ProcessCollector(pid=functools.partial(str, pid), registry=None).collect():
+                every = metrics.setdefault(one.name, Metric(one.name, one.documentation, one.type))
+                for sample in one.samples:
+                    every.add_sample(sample.name, {"pid": pid}, sample.value)
+        return metrics.values()
 
 
 class ReadGaugesCollector(Collector):

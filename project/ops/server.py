@@ -7,7 +7,7 @@ from pathlib import Path
 import flask_migrate
 from flask import current_app
 
-from project.config import SERVICE_NAME
+from project.config import SERVICE_NAME, VERSION
 from project.extensions import db
 from project.lib import encryption, metrics
 from project.tokens import signing_keys
@@ -30,6 +30,11 @@ def serve() -> None:
         environment[metrics.DIRECTORY] = str(metrics.new_directory(f"{SERVICE_NAME}-metrics-"))
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
     os.execve(sys.executable, [*command, "project:create_server"], environment)
+
+
+def version() -> None:
+    """Print the version of the service."""
+    print(VERSION)
 
 
 def _prepare_keys() -> None:

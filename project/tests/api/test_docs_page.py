@@ -21,7 +21,8 @@ class TestDocsPage(unittest.TestCase):
         self.service = self.enterContext(scratch.Service(url, API_DOCS="1"))
         self.assertEqual(201, self.service.register("ada")[0])
         self.browser = self.enterContext(browser.Browser())
-        self.browser.driver.get(f"http://127.0.0.1:{self.service.port}/docs")
+        self.url = f"http://127.0.0.1:{self.service.port}/docs"
+        self.browser.driver.get(self.url)
 
     def execute(self, operation: str, body: object = None) -> tuple[str, Any]:
         """Execute an operation, and return the status and the JSON that the page shows."""
@@ -54,6 +55,16 @@ class TestDocsPage(unittest.TestCase):
         if SCREENSHOT:
             self.browser.driver.save_screenshot(SCREENSHOT)
         self.assertEqual(("200", "ada@test.com"), (status, answer["data"]["email"]))
+
+        # The authorization lasts as long as the tab: over a reload, and in no other tab.
+        self.browser.driver.get(self.url)
+        status, _ = self.execute("auth-get_user_status")
+        self.assertEqual("200", status)
+        self.assertEqual(0, self.browser.driver.execute_script("return localStorage.length"))
+        self.browser.driver.switch_to.new_window("tab")
+        self.browser.driver.get(f"{self.url}/")
+        status, _ = self.execute("auth-get_user_status")
+        self.assertEqual("401", status)
         complaints = [
             line
             for line in self.browser.driver.get_log("browser")

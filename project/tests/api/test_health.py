@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from project import create_app, db, errors
+from project.config import VERSION
 from project.lib import database, readiness
 from project.tests import scratch
 from project.tests.lib.cases import ProxiedDatabaseTestCase, ScratchTestCase
@@ -54,11 +55,14 @@ class TestResponses(HealthTestCase):
     """The responses to probes."""
 
     def test_alive(self) -> None:
-        """A process that responds is alive."""
+        """A process that responds is alive; only in development it says its version."""
         response = self.get("/health/live")
 
         self.assertEqual(200, response.status_code)
-        self.assertEqual({"status": "success", "message": "alive"}, response.get_json())
+        alive = {"status": "success", "message": "alive"}
+        self.assertEqual(alive | {"version": VERSION}, response.get_json())
+        self.app.debug = False
+        self.assertEqual(alive, self.get("/health/live").get_json())
         self.assertEqual("no-store", response.headers["Cache-Control"])
 
     def test_ready(self) -> None:

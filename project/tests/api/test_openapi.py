@@ -249,7 +249,7 @@ class TestDocument(BaseTestCase):
                 *("ListedUser.active", "ListedUser.admin", "ListedUser.roles"),
                 *("FullUser.email_verified", "FullUser.roles"),
                 *("Invitation.username", "AcceptedInvitation.username"),
-                "PasswordChange.keep_sessions",
+                *("PasswordChange.keep_sessions", "Liveness.version"),
                 *("TokenRequest.scope", "ClientToken.scope", "PresentedToken.token_type_hint"),
                 *("Error.error", "FieldError.error", "ServerError.error"),
                 "Error.mfa_token",
@@ -427,7 +427,10 @@ class TestExamples(BaseTestCase):
         refresh = {"refresh_token": pair["refresh_token"]}
         token = self.call("refresh_tokens", 200, "/auth/refresh", refresh)["auth_token"]
         self.call("ping_pong", 200, "/ping")
+        self.call("get_service", 200, "/")
+        self.app.debug = False  # as in production
         self.call("get_liveness", 200, "/health/live")
+        self.app.debug = True
         self.call("get_readiness", 200, "/health/ready")
         self.call("get_user_status", 200, "/auth/status", token=token)
         sessions = self.call("list_sessions", 200, "/auth/sessions", token=token)
@@ -624,6 +627,32 @@ class TestPage(BaseTestCase):
             with self.subTest(path):
                 strict = "default-src 'none'; frame-ancestors 'none'"
                 self.assertEqual(strict, self.get(path).headers["Content-Security-Policy"])
+
+    def test_slash(self) -> None:
+        """With a slash, the page redirects to its path without, relative to that of a proxy."""
+        response = self.get("/docs/")
+
+        self.assertEqual((308, "../docs"), (response.status_code, response.headers["Location"]))
+
+    def test_service(self) -> None:
+        """The service says where its page is, and sends browsers there."""
+        told: dict[str, Any] = {
+            "status": "success",
+            "name": "Users service",
+            "documentation": "/docs",
+        }
+        for accept in ("*/*", "application/json", "application/json, text/html", ""):
+            with self.subTest(accept):
+                response = self.client.get("/", headers={"Accept": accept})
+                self.assertEqual((200, told), (response.status_code, response.get_json()))
+        browser = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+        response = self.client.get("/", headers=browser)
+        self.assertEqual((303, "docs"), (response.status_code, response.headers["Location"]))
+
+        self.app.config["API_DOCS"] = False
+        response = self.client.get("/", headers=browser)
+        told["documentation"] = None
+        self.assertEqual((200, told), (response.status_code, response.get_json()))
 
     def test_no_other_files(self) -> None:
         """Only the files of Swagger UI are served."""

@@ -1,6 +1,7 @@
 """Metrics for Prometheus, of a server with two processes."""
 
 import http.client
+import platform
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
 
 from bench.pgproxy import PostgresProxy
+from project.config import VERSION
 from project.tests import scratch
 from project.tests.scratch import ON_POSTGRESQL, Service
 
@@ -114,6 +116,27 @@ class TestMetrics(MetricsTestCase):
         assert directory is not None  # noqa: S101  # for mypy
         shares = [path.read_bytes() for path in directory.glob("counter_*.db")]
         self.assertEqual(2, sum(b"/users/<user_id>" in share for share in shares))
+
+    def test_build(self) -> None:
+        """The versions of the service and of Python are labels."""
+        self.start()
+
+        build = "users_build_info", platform.python_version(), VERSION
+        self.assertEqual(1, self.metrics()[build])
+
+    def test_processes(self) -> None:
+        """Memory, CPU time and open files of each process are shown, until it ends."""
+        self.start()
+        killed, kept = self.service.workers()
+        for process in (killed, kept):
+            for name, lowest in (("resident_memory_bytes", 1e6), ("open_fds", 5), ("max_fds", 5)):
+                self.wait_for(lowest, f"process_{name}", str(process), or_more=True)
+            self.assertIn(("process_cpu_seconds_total", str(process)), self.metrics())
+        self.service.kill_a_worker(killed)
+
+        found = {key[1] for key in self.metrics() if key[0] == "process_open_fds"}
+        self.assertIn(str(kept), found)
+        self.assertNotIn(str(killed), found)
 
     def test_events(self) -> None:
         """Events are counted by kind and reason, and refusals by code and route."""

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import create_engine, text
 
 from project import clock
-from project.config import database_url
+from project.config import VERSION, database_url
 from project.tests import scratch
 
 DEVELOPMENT = {"APP_SETTINGS": "project.config.DevelopmentConfig", "SECRET_KEY": "any"}
@@ -42,6 +42,16 @@ class TestPython(unittest.TestCase):
         self.assertEqual(1, result.returncode)
         said = "Python 3.11 or newer is needed; this is Python 3.10.13.\n"
         self.assertEqual(said, result.stderr)
+
+
+class TestVersion(unittest.TestCase):
+    """The version of the service."""
+
+    def test_version(self) -> None:
+        """The command prints the version, and needs no settings."""
+        result = scratch.manage("version", APP_SETTINGS="project.config.ProductionConfig")
+
+        self.assertEqual((0, f"{VERSION}\n", ""), (result.returncode, result.stdout, result.stderr))
 
 
 class TestManage(unittest.TestCase):
