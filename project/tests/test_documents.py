@@ -214,8 +214,12 @@ class TestCommands(unittest.TestCase):
     """Every command that a document names is run, by a test or by .ci/run."""
 
     def test_every_command(self) -> None:
-        """RUN names the place where each command is run, and each option occurs in such a place."""
-        found = {command for path in DOCUMENTS for command in commands(path.read_text())}
+        """RUN names the place where each command is run, and each option occurs in such a place.
+
+        The commands of deploy/README.md change a whole machine, and only a person runs them.
+        """
+        documents = [path for path in DOCUMENTS if path != ROOT / "deploy" / "README.md"]
+        found = {command for path in documents for command in commands(path.read_text())}
         self.assertLess(20, len(found))
         for command in sorted(found):
             with self.subTest(command):
