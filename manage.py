@@ -11,7 +11,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # the check is for older ones
 
 import flask_migrate.cli
 from flask import current_app
-from flask.cli import load_dotenv
+from flask.cli import ScriptInfo, load_dotenv
 from flask.helpers import get_load_dotenv
 from flask_script_ng import Command, Option, Shell
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -89,12 +89,15 @@ class Db(Command):
     name = "db"
     capture_all_args = True
 
-    def run(self, arguments: list[str]) -> None:
-        """Pass the arguments to Flask-Migrate; end with its exit code."""
+    def __call__(self, arguments: list[str]) -> None:
+        """Pass the arguments to Flask-Migrate, which ends the process with its exit code."""
         logging.basicConfig(format="%(message)s")
         logging.getLogger("alembic").setLevel(logging.INFO)
         flask_migrate.cli.db.main(
-            arguments, prog_name="manage.py db", help_option_names=["-h", "--help"]
+            arguments,
+            prog_name="manage.py db",
+            obj=ScriptInfo(create_app=application, set_debug_flag=False),
+            help_option_names=["-h", "--help"],
         )
 
 

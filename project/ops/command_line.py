@@ -62,7 +62,7 @@ class CommandLine(Manager):  # type: ignore[misc]  # Flask-Script-NG has no type
             return 2
         command = self._commands[name]
         if getattr(command, "capture_all_args", False):
-            return command(self(), rest)
+            return command(rest)
         description = inspect.getdoc(command)
         parser = command.create_parser(f"{prog} {name}", description=description, parent=self)
         options = vars(parser.parse_args(rest))

@@ -71,9 +71,15 @@ class TestHelp(unittest.TestCase):
                     self.assertTrue(printed.startswith(f"usage: manage.py {name} [-h]"), printed)
 
     def test_db(self) -> None:
-        """-h and --help describe Flask-Migrate's commands."""
-        for arguments in (("-h",), ("--help",), ("upgrade", "-h")):
-            result = scratch.manage("db", *arguments, SECRET_KEY="any", DATABASE_URL=NO_SERVER)
+        """-h and --help describe Flask-Migrate's commands; those of `db` itself need no setting."""
+        production = {"APP_SETTINGS": "project.config.ProductionConfig"}
+        development = {"SECRET_KEY": "any", "DATABASE_URL": NO_SERVER}
+        for arguments, settings in (
+            (("-h",), production),
+            (("--help",), production),
+            (("upgrade", "-h"), development),
+        ):
+            result = scratch.manage("db", *arguments, **settings)
 
             self.assertEqual(0, result.returncode, result.stderr)
             self.assertTrue(result.stdout.startswith("Usage: manage.py db "), result.stdout)
