@@ -128,7 +128,7 @@ class TestManage(unittest.TestCase):
         self.manage("recreate_db")
         self.assertEqual([], self.users())
 
-        self.assertIn("Running downgrade 0009", self.manage("db", "downgrade"))
+        self.assertIn("Running downgrade 0010", self.manage("db", "downgrade"))
 
     def test_production_is_not_touched(self) -> None:
         """recreate_db and seed_db exit with 1 under production's settings."""
