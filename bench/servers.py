@@ -205,8 +205,8 @@ def serving(
 
 
 def _await_ping(process: subprocess.Popen[bytes], port: int) -> None:
-    """Return when the server answers; raise RuntimeError if it exits or takes 30 seconds."""
-    deadline = time.monotonic() + 30
+    """Return when the server answers; raise RuntimeError if it exits or takes a minute."""
+    deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
         try:
             urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()

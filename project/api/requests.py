@@ -1,14 +1,12 @@
 """The request class, the limits on concurrent requests with a body, and the origin of a request.
 
 The first guard of a view with a body is `reserve_hash_slot` or `reserve_body_slot`. They limit how
-many threads read bodies at once, and disconnect stalled clients when no slot is free.
+many threads read bodies at once.
 """
 
 import random
 import re
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -50,9 +48,11 @@ class Request(flask.Request):
     """A request whose body, if any, is a JSON object sent as application/json.
 
     On the routes of `reserve_form_slot` it is a form instead, and on those of
-    `reserve_optional_body_slot` no body is an empty object.
+    `reserve_optional_body_slot` no body is an empty object. On those of `reserve_hash_slot` the
+    request gets a slot to hash once the body is read.
     """
 
+    hashes = False
     takes_form = False
     body_is_optional = False
 
@@ -94,7 +94,8 @@ class Request(flask.Request):
         """Return the object in the body, or the form; raises InvalidPayload for anything else.
 
         The arguments are Flask's and have no effect, so no caller can bypass the checks. Raises
-        Werkzeug's RequestEntityTooLarge for a body over MAX_CONTENT_LENGTH, whatever it contains.
+        Werkzeug's RequestEntityTooLarge for a body over MAX_CONTENT_LENGTH, whatever it contains,
+        and Busy if there is no slot to hash.
         """
         body = self._body
         if self.takes_form:
@@ -130,37 +131,44 @@ class Request(flask.Request):
         # One byte over the limit shows that a body of undeclared length is too long; a declared
         # length over the limit is refused without reading.
         stream = get_input_stream(self.environ, max_content_length=limit + 1)
+        port, timeout = int(self.environ["SERVER_PORT"]), current_app.config["BODY_TIMEOUT"]
         try:
-            with slow_clients.reading():
+            with slow_clients.reading(port, timeout):
                 body = stream.read()
         finally:
-            _body_bulkhead.get().leave()  # without effect after reserve_hash_slot
+            _body_bulkhead.get().leave()
         if len(body) > limit:
             raise RequestEntityTooLarge
+        if self.hashes:
+            hashing.reserve_slot()
         return body
 
 
 def init_app(app: Flask) -> None:
-    """Limit the threads that read bodies without a hash to a quarter of the server's threads."""
-    _body_bulkhead.set(app, Bulkhead(max(1, app.config["GRANIAN_BLOCKING_THREADS"] // 4)))
+    """Limit the threads that read bodies to twice the number of requests in work."""
+    _body_bulkhead.set(app, Bulkhead(2 * app.config["GRANIAN_BLOCKING_THREADS"]))
 
 
 @responses.raises(Busy)
 def reserve_hash_slot() -> None:
-    """Reserve a slot to hash a password before the body is read (`hashing.reserve_slot`).
+    """Reserve a slot like `reserve_body_slot`, for a view that hashes a password.
 
-    Raises Busy, and disconnects stalled clients, which may hold slots, if no slot is free.
+    Reading the body exchanges it for a slot to hash (`hashing.reserve_slot`): a client that stalls
+    in the middle of its body keeps no other client from hashing. Also raises Busy if there is no
+    slot to hash at present.
     """
-    _reserve(hashing.reserve_slot)
+    hashing.check_slot()
+    cast(Request, flask.request).hashes = True
+    reserve_body_slot()
 
 
 @responses.raises(Busy)
 def reserve_body_slot() -> None:
-    """Reserve a slot to read a body, for a view that hashes no password.
+    """Reserve a slot to read a body, which is released as soon as the body is read.
 
-    The slot is released as soon as the body is read. Raises Busy like `reserve_hash_slot`.
+    Raises Busy if none becomes free within BODY_SLOT_TIMEOUT.
     """
-    _reserve(partial(_body_bulkhead.get().enter, BODY_SLOT_TIMEOUT))
+    _body_bulkhead.get().enter(BODY_SLOT_TIMEOUT)
 
 
 @responses.raises(Busy)
@@ -175,16 +183,6 @@ def reserve_optional_body_slot() -> None:
     """Reserve a slot like `reserve_body_slot`, for a view that may be called without a body."""
     cast(Request, flask.request).body_is_optional = True
     reserve_body_slot()
-
-
-def _reserve(enter: Callable[[], None]) -> None:
-    """Enter a bulkhead; if it is full, disconnect stalled clients and raise Busy."""
-    try:
-        enter()
-    except Busy:
-        timeout: int = current_app.config["BODY_TIMEOUT"]
-        slow_clients.disconnect_stalled(int(flask.request.environ["SERVER_PORT"]), timeout)
-        raise
 
 
 def redact(text: str) -> str:

@@ -9,8 +9,7 @@ prefix, so that the two kinds are never confused. A login replaces a foreign has
 
 A hash takes a quarter of a second of a core. Two measures protect other requests: hashes run on
 separate threads at a lower priority, and the pool limits the number of requests that hash. A
-request reserves a slot before its body is read, so a client that stalls holds a slot and nothing
-else.
+request reserves a slot when it has read its body, so a client that stalls holds none.
 """
 
 import contextlib
@@ -81,20 +80,23 @@ def init_app(app: Flask) -> None:
     """Bind bcrypt to `app` and create its pool.
 
     Unless BCRYPT_THREADS is set, a process has as many hashing threads as its share of the cores.
-    The pool has slots for half of the server's threads.
+    The pool has a slot for each request that the process works on at once.
     """
     bcrypt.init_app(app)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = app.config["BCRYPT_THREADS"] or max(1, (cores or 1) // app.config["GRANIAN_WORKERS"])
-    slots = app.config["GRANIAN_BLOCKING_THREADS"] // 2
+    slots = app.config["GRANIAN_BLOCKING_THREADS"]
     _pool.set(app, HashingPool(threads=threads, slots=slots))
 
 
-def reserve_slot() -> None:
-    """Reserve a slot until this request ends; raises Busy at once if none is free.
+def check_slot() -> None:
+    """Raise Busy if no slot is free, before a request costs SQL or a read of its body."""
+    _pool.get().enter()
+    _pool.get().leave()
 
-    Call it before the body is read, so that a refused request costs neither SQL nor a read.
-    """
+
+def reserve_slot() -> None:
+    """Reserve a slot until this request ends; raises Busy at once if none is free."""
     _pool.get().enter()
 
 

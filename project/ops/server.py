@@ -12,6 +12,9 @@ from project.extensions import db
 from project.lib import encryption, metrics
 from project.tokens import signing_keys
 
+# As many requests as may be in work may hash besides, and twice as many may wait for their bodies:
+# the rest of the threads is always left for other requests.
+THREADS_PER_REQUEST = 4
 GRANIAN_LOG_CONFIG = Path(__file__).resolve().parent.parent / "granian.json"
 
 
@@ -29,6 +32,8 @@ def serve() -> None:
             sys.exit(f"METRICS_PORT and GRANIAN_PORT are both {port}.")
         environment[metrics.DIRECTORY] = str(metrics.new_directory(f"{SERVICE_NAME}-metrics-"))
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
+    threads = THREADS_PER_REQUEST * current_app.config["GRANIAN_BLOCKING_THREADS"]
+    command += ["--blocking-threads", str(threads)]
     os.execve(sys.executable, [*command, "project:create_server"], environment)
 
 
@@ -57,7 +62,6 @@ def _defaults() -> dict[str, str]:
         "GRANIAN_PORT": "5000",
         "GRANIAN_HTTP": "1",
         "GRANIAN_WORKERS": str(config["GRANIAN_WORKERS"]),
-        "GRANIAN_BLOCKING_THREADS": str(config["GRANIAN_BLOCKING_THREADS"]),
         "GRANIAN_WEBSOCKETS": "false",
         "GRANIAN_LOG_LEVEL": config["LOG_LEVEL"].lower(),
         "GRANIAN_RESPAWN_FAILED_WORKERS": "true",

@@ -25,7 +25,7 @@ from project.config import SECRETS, BaseConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ON_POSTGRESQL = os.environ.get("DATABASE_TEST_URL", "").strip().startswith("postgres")
-START_TIMEOUT = 30  # seconds
+START_TIMEOUT = 60  # seconds
 # Cheap hashes, short passwords, and no limit of registrations.
 DEFAULTS = {
     "BCRYPT_LOG_ROUNDS": "4",

@@ -254,10 +254,10 @@ class TestBody(AdministrationTestCase):
                 self.assert_error(refused, errors.PermissionDenied)
 
     def test_gate(self) -> None:
-        """A change may hash, so it reserves a hash slot before its body is read."""
+        """A change may hash, so it is refused without a hash slot, before its body is read."""
         with self.app.app_context():
             pool: hashing.HashingPool = self.app.extensions["hashing_pool"]
-            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 2):
+            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"]):
                 pool.enter()
             self.assert_error(self.patch("ada", username="x"), errors.Busy)
         self.assert_changed(self.patch("ada", username="x"), username="x")

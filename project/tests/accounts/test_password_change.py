@@ -242,7 +242,7 @@ class TestGuards(PasswordTestCase):
         """When all hash slots are taken, a request is refused at once and before anything else."""
         with self.app.app_context():
             pool: hashing.HashingPool = self.app.extensions["hashing_pool"]
-            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 2):
+            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"]):
                 pool.enter()
             for response in (self.change(), self.post(b""), self.post(b"{", "invalid")):
                 self.assert_error(response, errors.Busy)

@@ -52,7 +52,7 @@ class TestRequestId(BaseTestCase):
         with mock.patch("project.accounts.directory.find", side_effect=RuntimeError):
             fault = self.get("/users/1")
         pool = self.app.extensions["hashing_pool"]
-        places = self.app.config["GRANIAN_BLOCKING_THREADS"] // 2
+        places = self.app.config["GRANIAN_BLOCKING_THREADS"]
         with self.app.app_context():
             for _ in range(places):
                 pool.enter()

@@ -420,7 +420,7 @@ class TestServerErrors(OAuthTestCase):
             ):
                 self.assert_oauth_error(self.post(INTROSPECT, token="x"), refusal, error)
         with self.app.app_context(), mock.patch("project.api.requests.BODY_SLOT_TIMEOUT", 0.0):
-            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 4):
+            for _ in range(2 * self.app.config["GRANIAN_BLOCKING_THREADS"]):
                 self.app.extensions["body_bulkhead"].enter()
             response = self.post(INTROSPECT, token="x")
         self.assert_oauth_error(response, errors.Busy, "temporarily_unavailable")

@@ -138,12 +138,12 @@ class ResponsesTestCase(BaseTestCase):
             yield "no database", self.get("/users")
         with self.app.app_context():
             pool: hashing.HashingPool = self.app.extensions["hashing_pool"]
-            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 2):
+            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"]):
                 pool.enter()
             yield "busy", self.login()
         with self.app.app_context(), mock.patch("project.api.requests.BODY_SLOT_TIMEOUT", 0.0):
             slots: Bulkhead = self.app.extensions["body_bulkhead"]
-            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 4):
+            for _ in range(2 * self.app.config["GRANIAN_BLOCKING_THREADS"]):
                 slots.enter()
             yield "no body slot", self.client.post("/auth/refresh", json={})
 

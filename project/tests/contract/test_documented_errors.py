@@ -165,9 +165,9 @@ class TestEveryRoute(BaseTestCase):
         """Routes that reserve a slot answer 503 when all slots are taken."""
         places = self.app.config["GRANIAN_BLOCKING_THREADS"]
         with self.app.app_context():
-            for _ in range(places // 2):
+            for _ in range(places):
                 self.app.extensions["hashing_pool"].enter()
-            for _ in range(places // 4):
+            for _ in range(2 * places):
                 self.app.extensions["body_bulkhead"].enter()
             self.provoke("busy", self.token)
 

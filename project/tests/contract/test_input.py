@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
 from urllib.parse import quote
@@ -317,7 +319,7 @@ class TestOptionalBodies(InputTestCase):
 
 
 class TestBodySlots(InputTestCase):
-    """Bodies that lead to no hash are read in a limited number of slots."""
+    """Bodies are read in a limited number of slots."""
 
     def setUp(self) -> None:
         """Let no request wait for a slot."""
@@ -331,7 +333,7 @@ class TestBodySlots(InputTestCase):
     def fill(self) -> None:
         """Take every slot until the pushed context is popped."""
         slots: Bulkhead = self.app.extensions["body_bulkhead"]
-        for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"] // 4):
+        for _ in range(2 * self.app.config["GRANIAN_BLOCKING_THREADS"]):
             slots.enter()
 
     def test_full(self) -> None:
@@ -345,11 +347,10 @@ class TestBodySlots(InputTestCase):
                 self.assertEqual("1", response.headers["Retry-After"])
 
     def test_other_routes(self) -> None:
-        """Slow bodies at /auth/refresh block no other route."""
+        """Slow bodies block no request without a body."""
         with self.app.app_context():
             self.fill()
-            self.assertEqual(200, self.login("caller@test.com", "caller's password").status_code)
-            self.assert_registered()
+            self.assertEqual(200, self.get("/ping").status_code)
             self.assertEqual(200, self.client.get("/auth/status", headers=self.caller).status_code)
 
     def test_slots_are_released(self) -> None:
@@ -359,8 +360,36 @@ class TestBodySlots(InputTestCase):
         refusals = {b"": 400, b"[": 400, b"{}": 400, b"x" * 70_000: 413}
         refusals |= {b'{"refresh_token": "x"}': 401}
         for body, status in refusals.items():
-            for _ in range(self.app.config["GRANIAN_BLOCKING_THREADS"]):
+            for _ in range(2 * self.app.config["GRANIAN_BLOCKING_THREADS"]):
                 self.assertEqual(status, self.refresh(body).status_code)
+
+    def test_stalled_bodies_hold_no_hash_slot(self) -> None:
+        """A login whose body has not come leaves its slot to hash to others."""
+        slots = self.app.config["GRANIAN_BLOCKING_THREADS"]
+        begun, over = threading.Semaphore(0), threading.Event()
+
+        class Stalled(io.BytesIO):
+            def readinto(self, _buffer: object, /) -> int:
+                begun.release()
+                over.wait(10)
+                return 0
+
+        with ThreadPoolExecutor(slots) as threads:
+            try:
+                for _ in range(slots):
+                    threads.submit(
+                        self.app.test_client().post,
+                        "/auth/login",
+                        input_stream=Stalled(),
+                        environ_overrides={"CONTENT_LENGTH": "", "wsgi.input_terminated": True},
+                    )
+                for _ in range(slots):
+                    self.assertTrue(begun.acquire(timeout=10))
+                login = self.login("caller@test.com", "caller's password")
+            finally:
+                over.set()
+
+        self.assertEqual(200, login.status_code)
 
 
 class TestIds(BaseTestCase):

@@ -15,7 +15,7 @@ from project.lib import hashing
 from project.lib.database import READ
 from project.tests.base import BaseTestCase, bearer
 
-THREADS = 6  # of the server, which makes three hash slots
+THREADS = 3  # requests in work, which makes three hash slots
 
 
 class TestGate(BaseTestCase):
@@ -52,7 +52,7 @@ class TestGate(BaseTestCase):
             mock.patch.object(bcrypt, "check_password_hash", check),
             ThreadPoolExecutor() as executor,
         ):
-            slots = THREADS // 2
+            slots = THREADS
             reads = threading.Semaphore(0)
             event.listen(db.engines[READ], "checkin", lambda *_: reads.release())
             self.logins = [
@@ -130,7 +130,7 @@ class TestGate(BaseTestCase):
             at_once = self.at_once
 
         cores = len(os.sched_getaffinity(0)) // self.app.config["GRANIAN_WORKERS"]
-        self.assertEqual(min(max(1, cores), THREADS // 2), at_once)
+        self.assertEqual(min(max(1, cores), THREADS), at_once)
 
     def test_hashing_threads_have_low_priority(self) -> None:
         """A hashing thread has a lower priority than the rest of the process."""
