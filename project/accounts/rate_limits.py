@@ -7,13 +7,25 @@ all processes and hosts share them, and they survive a restart.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from flask import Flask, current_app, g
-from sqlalchemy import Connection, and_, delete, literal, select, update
+from sqlalchemy import (
+    BindParameter,
+    Executable,
+    Row,
+    and_,
+    bindparam,
+    case,
+    delete,
+    literal,
+    select,
+    true,
+    update,
+)
 
 from project import clock
 from project.config import DAY
@@ -34,12 +46,24 @@ _throttles = throttles_table.c
 _known = known_addresses_table.c
 
 
-class Count(NamedTuple):
-    """The attempts that were counted under one key."""
+def _time(name: str) -> BindParameter[datetime]:
+    return bindparam(name, type_=_throttles.resets_at.type)
 
-    attempts: int
-    resets_at: datetime
-    paused_until: datetime
+
+_PAUSED = select(_throttles.paused_until).where(
+    _throttles.key == bindparam("key"), _throttles.paused_until > _time("now")
+)
+_TAKE_OFF = (
+    update(throttles_table)
+    .where(_throttles.key == bindparam("counted"), _throttles.attempts > 0)
+    .values(attempts=_throttles.attempts - 1, paused_until=_NOT_PAUSED)
+)
+_DELETE = delete(throttles_table).where(_throttles.key == bindparam("counted"))
+_KNOWN = select(_known.account).where(
+    _known.account == bindparam("account"),
+    _known.network == bindparam("network"),
+    _known.last_login_at > _time("known_since"),
+)
 
 
 @dataclass
@@ -57,7 +81,7 @@ class Policy(NamedTuple):
     name: str
     limit: int
     window: int  # seconds from the first attempt, after which the count starts again
-    pauses: Sequence[int]  # seconds; the last one applies to all later attempts
+    pauses: tuple[int, ...]  # seconds; the last one applies to all later attempts
 
     def pause(self, attempts: int) -> int:
         """Return the seconds of the pause that attempt number `attempts` begins, 0 for none."""
@@ -65,16 +89,11 @@ class Policy(NamedTuple):
             return 0
         return self.pauses[min(attempts - self.limit, len(self.pauses) - 1)]
 
-    def add(self, count: Count, now: datetime) -> Count | None:
-        """Return `count` with one more attempt at `now`, or None while it is paused."""
-        if count.paused_until > now:
-            return None
-        if count.resets_at <= now:
-            count = Count(0, now + timedelta(seconds=self.window), _NOT_PAUSED)
-        attempts = count.attempts + 1
-        pause = self.pause(attempts)
-        paused_until = now + timedelta(seconds=pause) if pause else _NOT_PAUSED
-        return Count(attempts, count.resets_at, paused_until)
+    def times(self, now: datetime) -> dict[str, datetime]:
+        """Return the times of an attempt at `now`, as the parameters of `_counting`."""
+        pauses = {f"pause_{n}": timedelta(seconds=each) for n, each in enumerate(self.pauses)}
+        ends = pauses | {"window_end": timedelta(seconds=self.window)}
+        return {"now": now} | {name: now + interval for name, interval in ends.items()}
 
 
 class Attempt:
@@ -162,19 +181,20 @@ class Limits(NoLimits):
         At an address where the user is known, account and address have one count of their own
         instead. An attacker at another address can therefore not lock the user out.
         """
-        attempt = self._login(email, ip)
-        # Never the address: its count tells whether an account is known there.
-        shown = {attempt.counts[-1][0]} if own else set()
-        attempt.pause = _count(attempt.counts, clock.utcnow(), shown)
-        return attempt
+        account, network = _account(email), addresses.network(ip)
+        # Never shown is the address: its count tells whether an account is known there.
+        try:
+            known = self._known(account, network)
+            return self._login(account, network, is_known=True).count(shown=own, known=known)
+        except _UnknownAddress:
+            return self._login(account, network, is_known=False).count(shown=own)
 
     def counted_login(self, email: str, ip: str | None) -> Attempt:
         """Return the attempt whose counts `login` has raised."""
-        return _CountedLogin(self._login(email, ip))
-
-    def _login(self, email: str, ip: str | None) -> "_Login":
         account, network = _account(email), addresses.network(ip)
-        is_known = self._is_known(account, network)
+        return _CountedLogin(self._login(account, network, self._is_known(account, network)))
+
+    def _login(self, account: str, network: str, is_known: bool) -> "_Login":
         if is_known:
             counts = [(f"login:{account}@{network}", self._account)]
         else:
@@ -184,46 +204,39 @@ class Limits(NoLimits):
         return attempt
 
     def _is_known(self, account: str, network: str) -> bool:
-        known = select(_known.account).where(
-            _known.account == account,
-            _known.network == network,
-            _known.last_login_at > clock.utcnow() - self._known_for,
-        )
-        return database.fetch_one(known) is not None
+        return database.fetch_one(_KNOWN, **self._known(account, network)) is not None
+
+    def _known(self, account: str, network: str) -> dict[str, Any]:
+        """Return the parameters of `_KNOWN`."""
+        since = clock.utcnow() - self._known_for
+        return {"account": account, "network": network, "known_since": since}
 
     def code(self, email: str, ip: str | None, login: Attempt) -> Attempt:
         """Count by account, apart from logins; at an address where the user is known, by both."""
         account, network = _account(email), addresses.network(ip)
         at_known = f"@{network}" if self._is_known(account, network) else ""
-        counts = [(f"code:{account}{at_known}", self._codes)]
-        attempt = _Code(counts, login)
-        attempt.pause = _count(counts, clock.utcnow(), set())
-        return attempt
+        return _Code([(f"code:{account}{at_known}", self._codes)], login).count()
 
     def refresh(self, ip: str | None) -> None:
         """Count by address, together with the logins from there."""
-        _count([(f"login:{addresses.network(ip)}", self._address)], clock.utcnow(), set())
+        _Counted([(f"login:{addresses.network(ip)}", self._address)]).count()
 
     def client(self, name: str, ip: str | None) -> Attempt:
         """Count by address and by client, apart from logins."""
         by_address = f"client:{addresses.network(ip)}", self._address
-        return _counted([by_address, (f"client:{_account(name)}", self._account)])
+        return _Counted([by_address, (f"client:{_account(name)}", self._account)]).count()
 
     def registration(self, ip: str | None) -> None:
         """Count by address."""
-        key = f"register:{addresses.network(ip)}"
-        _count([(key, self._registrations)], clock.utcnow(), {key})
+        _Counted([(f"register:{addresses.network(ip)}", self._registrations)]).count(shown=True)
 
     def mail(self, act: str, email: str, ip: str | None) -> None:
         """Count by network and by email, separately for each act."""
-        _count(self._mail_counts(act, email, ip), clock.utcnow(), set())
+        _Counted(self._mail_counts(act, email, ip)).count()
 
     def mail_within(self, act: str, email: str, ip: str | None) -> None:
         """Count as `mail` does."""
-        counts = self._mail_counts(act, email, ip)
-        _, refusal = _add(db.session.connection(), counts, clock.utcnow(), set())
-        if refusal:
-            raise refusal
+        _Counted(self._mail_counts(act, email, ip)).count(execute=_execute_within)
 
     def _mail_counts(self, act: str, email: str, ip: str | None) -> list[tuple[str, Policy]]:
         return [
@@ -233,9 +246,13 @@ class Limits(NoLimits):
 
     def notice(self, kind: str, email: str) -> bool:
         """Count by email, separately for each kind, in the transaction of `db.session`."""
-        counts = [(f"mail:{kind}:{_account(email)}", self._notices)]
-        _, refusal = _add(db.session.connection(), counts, clock.utcnow(), set())
-        return refusal is None
+        try:
+            _Counted([(f"mail:{kind}:{_account(email)}", self._notices)]).count(
+                execute=_execute_within
+            )
+        except TooManyAttempts:
+            return False
+        return True
 
     def remember(self, email: str, ip: str | None) -> None:
         """Store the address in the transaction of `db.session`."""
@@ -248,54 +265,40 @@ def quotas() -> dict[str, Quota]:
     return shown
 
 
-def _count(counts: Sequence[tuple[str, Policy]], now: datetime, shown: set[str]) -> int:
-    """Add an attempt to each count; return the seconds of the longest pause that this begins.
+@database.built_once
+def _counting(policy: Policy, if_known: bool) -> Executable:
+    """Return the statement that adds an attempt to a count.
 
-    `shown` are the keys whose state the response may tell.
-
-    Raise TooManyAttempts at the first count that is paused. What was counted before it stays: the
-    counts have a separate transaction, committed before anything else begins. Every transaction
-    locks users before counts, and addresses before accounts, so that there are no deadlocks.
+    It returns the count; or no row, and changes nothing, while the count is paused. `if_known` adds
+    the condition that the user is known at the address.
     """
-    with db.engine.begin() as connection:
-        pause, refusal = _add(connection, counts, now, shown)
-    if refusal:
-        raise refusal
-    return pause
-
-
-def _add(
-    connection: Connection, counts: Sequence[tuple[str, Policy]], now: datetime, shown: set[str]
-) -> tuple[int, TooManyAttempts | None]:
-    """Do what `_count` does in a transaction of `connection`, and return the refusal, if any."""
-    pause = 0
-    for key, policy in counts:
-        before = _lock(connection, key, now)
-        after = policy.add(before, now)
-        if key in shown and after is None:
-            quotas()[key] = Quota(policy, policy.limit, before.paused_until)
-        elif key in shown and after:
-            paused = policy.pause(after.attempts)
-            end = after.paused_until if paused else after.resets_at
-            quotas()[key] = Quota(policy, after.attempts, end)
-        if after is None:
-            seconds = (before.paused_until - now).total_seconds()
-            return pause, TooManyAttempts(retry_after=math.ceil(seconds))
-        this_one = _throttles.key == key
-        connection.execute(update(throttles_table).where(this_one).values(after._asdict()))
-        pause = max(pause, policy.pause(after.attempts))
-    return pause, None
-
-
-def _lock(connection: Connection, key: str, now: datetime) -> Count:
-    """Return the count under `key`, locked until the transaction ends; make it if there is none."""
-    new = database.insert(throttles_table).values(
-        key=key, attempts=0, resets_at=now, paused_until=_NOT_PAUSED
+    first = _time("pause_0") if policy.limit == 1 else literal(_NOT_PAUSED, _time("now").type)
+    new = select(bindparam("key", type_=_throttles.key.type), 1, _time("window_end"), first)
+    expired = _throttles.resets_at <= _time("now")
+    attempts = case((expired, 1), else_=_throttles.attempts + 1)
+    pauses = [
+        (attempts >= policy.limit + number, _time(f"pause_{number}"))
+        for number in reversed(range(len(policy.pauses)))
+    ]
+    return (
+        database.insert(throttles_table)
+        .from_select(list(_throttles), new.where(_KNOWN.exists() if if_known else true()))
+        .on_conflict_do_update(
+            index_elements=[_throttles.key],
+            set_={
+                "attempts": attempts,
+                "resets_at": case((expired, _time("window_end")), else_=_throttles.resets_at),
+                "paused_until": case(*pauses, else_=_throttles.paused_until),
+            },
+            where=_throttles.paused_until <= _time("now"),
+        )
+        .returning(_throttles.attempts, _throttles.resets_at, _throttles.paused_until)
     )
-    unchanged = {"attempts": _throttles.attempts}
-    locking = new.on_conflict_do_update(index_elements=[_throttles.key], set_=unchanged)
-    columns = _throttles.attempts, _throttles.resets_at, _throttles.paused_until
-    return Count(*connection.execute(locking.returning(*columns)).one())
+
+
+def _execute_within(statement: Executable, **parameters: object) -> Row[Any] | None:
+    """Execute a statement as `database.fetch_one` does, but in the transaction of `db.session`."""
+    return db.session.execute(statement, parameters).first()
 
 
 def _account(email: str) -> str:
@@ -303,21 +306,67 @@ def _account(email: str) -> str:
     return hashlib.sha256(email.encode()).hexdigest()[:32]
 
 
-def _remember(account: str, network: str) -> None:
-    now = clock.utcnow()
+@database.built_once
+def _remembering() -> Executable:
+    at = _time("last_login_at")
     new = database.insert(known_addresses_table).values(
-        account=account, network=network, last_login_at=now
+        account=bindparam("account"), network=bindparam("network"), last_login_at=at
     )
-    database.write(
-        new.on_conflict_do_update(
-            index_elements=[_known.account, _known.network], set_={"last_login_at": now}
-        )
-    )
+    keys = [_known.account, _known.network]
+    return new.on_conflict_do_update(index_elements=keys, set_={"last_login_at": at})
+
+
+def _remember(account: str, network: str) -> None:
+    here = {"account": account, "network": network, "last_login_at": clock.utcnow()}
+    database.write(_remembering(), **here)
+
+
+class _UnknownAddress(Exception):
+    """The user of the account is not known at the address; nothing was counted."""
 
 
 class _Counted(Attempt):
+    """An attempt that is counted under some keys, the addresses first."""
+
     def __init__(self, counts: Sequence[tuple[str, Policy]]) -> None:
         self.counts = counts
+
+    def count(
+        self,
+        *,
+        shown: bool = False,
+        known: dict[str, Any] | None = None,
+        execute: Callable[..., Row[Any] | None] = database.fetch_one,
+    ) -> Self:
+        """Add the attempt to each count, store the longest pause that this begins, return self.
+
+        If `shown`, the response may tell the state of the last count. Raise TooManyAttempts at the
+        first count that is paused; what was counted before it stays. With `known`, the parameters
+        of `_KNOWN`, raise _UnknownAddress instead of counting where the user is not known.
+
+        By default each count is a statement in AUTOCOMMIT: it is stored before anything else
+        begins, and waits for no other count. After a lost connection, a statement is sent again,
+        which may count an attempt twice.
+        """
+        now = clock.utcnow()
+        for key, policy in self.counts:
+            is_shown = shown and key == self.counts[-1][0]
+            counting = _counting(policy, known is not None)
+            parameters = {"key": key} | policy.times(now) | (known or {})
+            while (count := execute(counting, **parameters)) is None:
+                if paused := execute(_PAUSED, key=key, now=now):
+                    if is_shown:
+                        quotas()[key] = Quota(policy, policy.limit, paused.paused_until)
+                    seconds = (paused.paused_until - now).total_seconds()
+                    raise TooManyAttempts(retry_after=math.ceil(seconds))
+                if known:
+                    raise _UnknownAddress
+            pause = policy.pause(count.attempts)
+            if is_shown:
+                end = count.paused_until if pause else count.resets_at
+                quotas()[key] = Quota(policy, count.attempts, end)
+            self.pause = max(self.pause, pause)
+        return self
 
     def succeed(self) -> None:
         """Take the attempt off each count."""
@@ -326,18 +375,7 @@ class _Counted(Attempt):
     def withdraw(self) -> None:
         """Take one off each count, and end the pause that the attempt may have begun."""
         for key, _ in self.counts:
-            database.write(
-                update(throttles_table)
-                .where(_throttles.key == key, _throttles.attempts > 0)
-                .values(attempts=_throttles.attempts - 1, paused_until=_NOT_PAUSED)
-            )
-
-
-def _counted(counts: Sequence[tuple[str, Policy]]) -> _Counted:
-    """Return an attempt that has been added to these counts; raise TooManyAttempts."""
-    attempt = _Counted(counts)
-    attempt.pause = _count(counts, clock.utcnow(), set())
-    return attempt
+            database.write(_TAKE_OFF, counted=key)
 
 
 class _Login(_Counted):
@@ -352,7 +390,7 @@ class _Login(_Counted):
         _Counted(by_address).succeed()
         if quota := quotas().get(account_key):
             quota.attempts = 0
-        database.write(delete(throttles_table).where(_throttles.key == account_key))
+        database.write(_DELETE, counted=account_key)
         _remember(self._account, self._network)
 
 
@@ -389,8 +427,8 @@ class _Code(_Counted):
     def succeed(self) -> None:
         """Delete the count of codes, and do the same as a login without a second factor."""
         self._login.succeed()
-        keys = [key for key, _ in self.counts]
-        database.write(delete(throttles_table).where(_throttles.key.in_(keys)))
+        for key, _ in self.counts:
+            database.write(_DELETE, counted=key)
 
 
 _limits = AppState[NoLimits]("rate_limits")
@@ -403,23 +441,23 @@ def init_app(app: Flask) -> None:
     pauses = _pauses(first, longest)
     limits = Limits(
         account=Policy("account", config["LOGIN_FAILURES_PER_ACCOUNT"], DAY, pauses),
-        address=Policy("address", config["LOGIN_FAILURES_PER_ADDRESS"], HOUR, [longest]),
+        address=Policy("address", config["LOGIN_FAILURES_PER_ADDRESS"], HOUR, (longest,)),
         # Two of a million codes are right, so guesses must be fewer than those of passwords. Only a
         # right code ends the count.
         codes=Policy("codes", CODES_PER_ACCOUNT, 365 * DAY, _pauses(first, max(longest, HOUR))),
-        registrations=Policy("registrations", config["REGISTRATIONS_PER_ADDRESS"], HOUR, [HOUR]),
-        mails=Policy("mails", MAILS_PER_EMAIL, HOUR, [HOUR]),
-        mails_of_network=Policy("mails", MAILS_PER_NETWORK, HOUR, [HOUR]),
-        notices=Policy("notices", NOTICES_PER_EMAIL, HOUR, [HOUR]),
+        registrations=Policy("registrations", config["REGISTRATIONS_PER_ADDRESS"], HOUR, (HOUR,)),
+        mails=Policy("mails", MAILS_PER_EMAIL, HOUR, (HOUR,)),
+        mails_of_network=Policy("mails", MAILS_PER_NETWORK, HOUR, (HOUR,)),
+        notices=Policy("notices", NOTICES_PER_EMAIL, HOUR, (HOUR,)),
         known_for=timedelta(days=config["KNOWN_ADDRESS_DAYS"]),
     )
     _limits.set(app, limits if config["RATE_LIMITS"] else NoLimits())
 
 
-def _pauses(first: int, longest: int) -> list[int]:
+def _pauses(first: int, longest: int) -> tuple[int, ...]:
     """Return pauses in seconds, each twice as long as the one before."""
     doublings = math.ceil(math.log2(max(1, longest / first)))
-    return [min(first * 2**number, longest) for number in range(doublings + 1)]
+    return tuple(min(first * 2**number, longest) for number in range(doublings + 1))
 
 
 def limits() -> NoLimits:

@@ -1,8 +1,8 @@
 """The database: its engines, the state of its schema, and the meaning of its errors.
 
-`db.session` and `write` use the default engine, in transactions. `fetch_one` and `fetch_all` read
-on an engine in AUTOCOMMIT: one round trip where a transaction takes three. A third engine with a
-single connection serves readiness probes.
+`db.session` and `write` use the default engine, in transactions. `fetch_one` and `fetch_all` use an
+engine in AUTOCOMMIT: one round trip where a transaction takes three. Nearly all of their statements
+read. A third engine with a single connection serves readiness probes.
 """
 
 import os
@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 import flask_migrate
 import psycopg2.extensions
@@ -50,6 +50,7 @@ from project.extensions import db, migrate
 from project.lib import metrics, postgresql
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # Bind keys of Flask-SQLAlchemy.
 READ = "read"
@@ -85,7 +86,7 @@ def _sqlite_options(pool_size: int) -> dict[str, Any]:
 
 
 def _reading(options: dict[str, Any], url: URL) -> dict[str, Any]:
-    """Return the options of an engine that reads, in AUTOCOMMIT and so without rollbacks."""
+    """Return the options of an engine in AUTOCOMMIT, and so without rollbacks."""
     connect_args = dict(options["connect_args"])
     if "connection_factory" in connect_args:
         # A plan made while a table is small must be good when the table is large.
@@ -140,8 +141,8 @@ def init_app(app: Flask, *, application_name: str) -> None:
             hosts = postgresql.Hosts(limit)
             for engine in db.engines.values():
                 event.listen(engine, "do_connect", hosts.connect)
+                event.listen(engine, "handle_error", hosts.drop_read_only_connection)
             event.listen(db.engine, "commit", _note_commit)
-            event.listen(db.engine, "handle_error", hosts.drop_read_only_connection)
             event.listen(db.engines[READ], "do_execute", postgresql.execute_prepared)
         else:
             event.listen(db.engine, "connect", _prepare_sqlite_writer)
@@ -223,7 +224,7 @@ def revisions() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def fetch_one(statement: Executable, **parameters: object) -> Row[Any] | None:
-    """Return the first row of a reading statement, or None."""
+    """Return the first row of a statement that reads, or that writes in AUTOCOMMIT; or None."""
     rows = fetch_all(statement, **parameters)
     return rows[0] if rows else None
 
@@ -235,7 +236,7 @@ def count(statement: Executable, **parameters: object) -> int:
 
 
 def fetch_all(statement: Executable, **parameters: object) -> Sequence[Row[Any]]:
-    """Return every row of a reading statement, in one round trip and no transaction.
+    """Return every row of a statement, in one round trip and no transaction.
 
     The connection is back in the pool when this returns. If the connection is dead, as after a
     restart of the database, the pool is renewed and the statement is sent once more.
@@ -244,7 +245,7 @@ def fetch_all(statement: Executable, **parameters: object) -> Sequence[Row[Any]]
 
 
 def run(engine: Engine, query: Callable[[Connection], T]) -> T:
-    """Return the result of a reading `query`.
+    """Return the result of `query`, a statement that may be executed twice.
 
     It runs a second time after an error that is transient.
     """
@@ -275,6 +276,12 @@ def insert(table: Table) -> PostgresqlInsert | SqliteInsert:
     return PostgresqlInsert(table) if is_postgresql() else SqliteInsert(table)
 
 
+def built_once(build: Callable[[*Ts], T]) -> Callable[[*Ts], T]:
+    """Keep what `build` returns, a statement made with `insert`, for each database."""
+    built = cache(lambda _dialect, *arguments: build(*arguments))
+    return lambda *arguments: built(db.engine.dialect.name, *arguments)
+
+
 def is_postgresql() -> bool:
     """Return whether the database is PostgreSQL; otherwise it is SQLite."""
     return db.engine.dialect.name == "postgresql"
@@ -285,12 +292,12 @@ def set_answer_timeout(seconds: float) -> None:
     postgresql.TimeLimitedConnection.answer_timeout = seconds
 
 
-def write(statement: Executable) -> int:
+def write(statement: Executable, **parameters: object) -> int:
     """Execute a writing statement in the transaction of `db.session`; return the row count.
 
     The caller commits.
     """
-    return cast(CursorResult[Any], db.session.execute(statement)).rowcount
+    return cast(CursorResult[Any], db.session.execute(statement, parameters)).rowcount
 
 
 def lock(name: str) -> None:
@@ -327,8 +334,8 @@ def is_repeatable(error: DBAPIError) -> bool:
 
     PostgreSQL has rolled back a transaction that it cancelled, or whose connection ended, before
     COMMIT was sent. If the request has sent a COMMIT, something of it may be stored: what the
-    COMMIT without an answer was for, or an earlier transaction, such as a count of attempts. Then
-    only the client can decide.
+    COMMIT without an answer was for, or an earlier transaction. Then only the client can decide.
+    What is written in AUTOCOMMIT, the count of an attempt, is counted again.
     """
     return _is_transient(error) and not g.get("commit_sent", False)
 

@@ -48,7 +48,7 @@ class TimeLimitedConnection(psycopg2.extensions.connection):
         self.answer_timeout = connect_timeout
         super().__init__(*args)
         del self.answer_timeout
-        # The EXECUTE for each SELECT; None if prepared statements do not work.
+        # The EXECUTE for each statement; None if prepared statements do not work.
         self.prepared: dict[str, str] | None = {}
 
 
@@ -221,14 +221,14 @@ def _reason(error: psycopg2.Error, host: dict[str, Any]) -> str:
 def execute_prepared(
     cursor: Any, statement: str, parameters: dict[str, Any], _context: object
 ) -> bool:
-    """Execute a SELECT as a prepared statement; return False to let SQLAlchemy execute it.
+    """Execute a SELECT or an INSERT as a prepared statement; return False for SQLAlchemy to do it.
 
     PostgreSQL takes longer to plan a lookup in two tables than to execute it, and psycopg2 has
     every execution planned. A connection on which prepared statements fail continues without them:
     PgBouncer in transaction mode sends each statement over another connection.
     """
     connection: TimeLimitedConnection = cursor.connection
-    if connection.prepared is None or not statement.startswith("SELECT"):
+    if connection.prepared is None or not statement.startswith(("SELECT", "INSERT")):
         return False
     try:
         if statement not in connection.prepared:
