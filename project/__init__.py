@@ -35,6 +35,7 @@ def create_app(settings: str | None = None) -> UsersService:
     readable = app.debug or app.testing
     logs.configure(readable=readable, level=app.config["LOG_LEVEL"], deferred=not readable)
     metrics.init_app(app, namespace="users", version=VERSION)
+    logs.count_lost(metrics.of(app).lost_lines)
     database.init_app(app, application_name=SERVICE_NAME)
     readiness.init_app(app)
     bulkhead.init_app(app)

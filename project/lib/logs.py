@@ -26,11 +26,13 @@ from project import clock
 
 DEFERRED_FOR = 0.05  # seconds between two writes of the waiting lines
 MAX_WAITING = 5_000  # lines of at most AT_ONCE bytes
+END_TIMEOUT = 1.0  # seconds for the waiting lines when the process ends
 # Several processes share the output: a pipe does not interleave writes of up to this size.
 AT_ONCE = getattr(select, "PIPE_BUF", 4_096)  # bytes
 
 log = structlog.get_logger()
 _write_json: Callable[[str], None] | None = None  # None where `info` leaves the line to structlog
+_count_lost: Callable[[int], None] | None = None
 
 
 class Output:
@@ -57,67 +59,91 @@ class DeferredOutput(Output):
 
     A write releases the interpreter lock, and getting the lock back costs a short request more
     than everything else. logging's QueueListener wakes its thread for each line and costs several
-    times as much. The thread outlives the main thread until the last line is written. When lines
-    come faster than they can be written, the newest are dropped and their number is logged.
+    times as much.
+
+    A write blocks for as long as the output is a pipe that is full and that no process reads. When
+    lines come faster than they can be written, the newest are dropped, and their number is logged
+    when the output takes lines again. After the main thread has ended, the waiting lines have
+    END_TIMEOUT seconds to be written; then the process ends without them.
     """
 
     def __init__(self, file: TextIO | None) -> None:
         super().__init__(file)
         self._lines: deque[str] = deque()
-        self._lost = 0
-        self._ended = False  # whether the main thread has ended
-        self._starting = threading.Lock()
-        self._writer: threading.Thread | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._reset)
+        self._reset()
 
     def write(self, text: str) -> None:
         """Hand `text` to the thread."""
-        if self._ended:
-            super().write(text)
-            super().flush()
-            return
         if len(self._lines) >= MAX_WAITING:
-            self._lost += 1
+            self._lose(1)
             return
         self._lines.append(text)
         if self._writer is None:
             self._start()
+        elif self._ended:  # a thread that outlives the main thread has logged
+            self._write_waiting_lines()
 
     def flush(self) -> None:
         """Do nothing: the thread flushes."""
 
+    def _reset(self) -> None:
+        """Start anew in a forked process, which has neither the thread nor its lines to write."""
+        self._lines.clear()
+        self._lost = 0
+        self._ended = False  # whether the thread has written its last line
+        self._ending = threading.Event()  # the main thread has ended
+        self._starting = threading.Lock()
+        self._writer: threading.Thread | None = None
+
     def _start(self) -> None:
         with self._starting:
             if self._writer is None:
-                self._writer = threading.Thread(target=self._run, name="log", daemon=False)
+                # The interpreter does not wait for a daemon thread, which may block for ever.
+                self._writer = threading.Thread(target=self._run, name="log", daemon=True)
                 self._writer.start()
+                threading.Thread(target=self._end, name="log-end", daemon=False).start()
 
-    def _reset(self) -> None:
-        """Start again in a forked process, which has neither the thread nor its lines to write."""
-        self._writer = None
-        self._starting = threading.Lock()
-        self._lines.clear()
+    def _end(self) -> None:
+        threading.main_thread().join()
+        self._ending.set()
+        cast(threading.Thread, self._writer).join(END_TIMEOUT)
 
     def _run(self) -> None:
-        main = threading.main_thread()
-        while not self._ended:
-            main.join(DEFERRED_FOR)
-            self._ended = not main.is_alive()
+        while not self._ending.wait(DEFERRED_FOR):
             self._write_waiting_lines()
+        self._write_waiting_lines()
+        self._ended = True
 
     def _write_waiting_lines(self) -> None:
-        while self._lines:
-            chunk = self._lines.popleft()
-            while self._lines and len(chunk) + len(self._lines[0]) <= AT_ONCE:
-                chunk += self._lines.popleft()
-            super().write(chunk)
-            super().flush()
-        if self._lost:
-            lost, self._lost = self._lost, 0
-            line = json.dumps({"event": "lines_lost", "level": "error", "lines": lost})
-            super().write(line + "\n")
-            super().flush()
+        with contextlib.suppress(IndexError):  # two threads may write after the end
+            while self._lines:
+                chunk = self._lines.popleft()
+                while self._lines and len(chunk) + len(self._lines[0]) <= AT_ONCE:
+                    chunk += self._lines.popleft()
+                if not self._write(chunk):
+                    self._lose(chunk.count("\n"))
+        if lost := self._lost:
+            fields = {"event": "lines_lost", "level": "error", "lines": lost}
+            if self._write(_to_json(_add_timestamp(None, "", fields)) + "\n"):
+                self._lost -= lost
+
+    def _write(self, chunk: str) -> bool:
+        """Write whole lines, and return whether that was possible.
+
+        They go to the descriptor: a write that blocks would lock the file, which the end of a
+        process flushes.
+        """
+        try:
+            return bool(self._file and os.write(self._file.fileno(), chunk.encode()))
+        except (OSError, ValueError):  # the other end, or the file, is closed, or the disk is full
+            return False
+
+    def _lose(self, lines: int) -> None:
+        self._lost += lines
+        if _count_lost:
+            _count_lost(lines)
 
 
 @cache
@@ -164,6 +190,12 @@ def configure(
     # SQLAlchemy logs statements and rows with its errors; it raises what matters as well.
     logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
     logging.getLogger("granian.access").addFilter(_escape)
+
+
+def count_lost(function: Callable[[int], None]) -> None:
+    """Have `function` called with the number of lines of a server whenever some are lost."""
+    global _count_lost
+    _count_lost = function
 
 
 def info(event: str, fields: EventDict) -> None:
@@ -223,8 +255,16 @@ def _to_text(value: object) -> str:
     return value.isoformat()[:-6] + "Z" if isinstance(value, datetime) else repr(value)
 
 
+class GranianHandler(logging.StreamHandler[Any]):
+    """Where Granian's own messages go (project/granian.json): to where all other lines go."""
+
+    def __init__(self) -> None:
+        """Write to the deferred standard output: a full pipe does not hold Granian either."""
+        super().__init__(_deferred(sys.stdout))
+
+
 class GranianFormatter(logging.Formatter):
-    """The format of Granian's own messages (project/granian.json): JSON, like all other lines."""
+    """The format of Granian's own messages (project/granian.json) and of migrations: JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message as JSON, without a stack trace."""

@@ -63,6 +63,9 @@ class NullMetrics:
     def event(self, kind: str, why: str) -> None:
         """Count an event of the audit log."""
 
+    def lost_lines(self, lines: int) -> None:
+        """Count lines of the log that could not be written."""
+
     def hash(self, function: Callable[P, T]) -> Callable[P, T]:
         """Return `function`, counted as waiting from now on, and as running while it is called."""
         return function
@@ -113,6 +116,7 @@ class PrometheusMetrics(NullMetrics):
         )
         self._refusals = counter("refusals", "Answers with an error code.", ["route", "code"])
         self._events = counter("events", "Events of the audit log.", ["kind", "why"])
+        self._lost_lines = counter("log_lines_lost", "Lines of the log that were not written.")
         self._hashes_waiting = gauge("hashes_waiting", "Hashes that wait for a thread.")
         self._hashes_running = gauge("hashes_running", "Hashes that are being computed.")
         self._hash_seconds = histogram("hash_seconds", "Time of a hash, without the wait for it.")
@@ -131,6 +135,10 @@ class PrometheusMetrics(NullMetrics):
     def event(self, kind: str, why: str) -> None:
         """Count an event."""
         self._events.labels(kind, why).inc()
+
+    def lost_lines(self, lines: int) -> None:
+        """Count lines of the log."""
+        self._lost_lines.inc(lines)
 
     def hash(self, function: Callable[P, T]) -> Callable[P, T]:
         """Return `function`, counted while it waits and runs, and timed."""

@@ -1,11 +1,17 @@
 """The log: no client can forge a line, and no line discloses an exception's text."""
 
 import contextlib
+import fcntl
 import io
 import json
 import logging
 import os
 import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -174,45 +180,70 @@ class TestDeferred(unittest.TestCase):
 
     def test_atomic_writes(self) -> None:
         """Each write is whole lines, and short enough that a pipe does not mix processes."""
-        written: list[str] = []
-        output = logs.DeferredOutput(mock.Mock(write=written.append))
-        for number in range(500):
-            output.write(f"{number} {'x' * 99}\n")
-        self.end()
+        reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        written: list[bytes] = []
+        with reader, writer:
+            output = logs.DeferredOutput(mock.Mock(fileno=writer.fileno))
+            for number in range(500):
+                output.write(f"{number} {'x' * 99}\n")
+            self.end()
+            writer.close()
+            while chunk := reader.recv(2 * logs.AT_ONCE):
+                written.append(chunk)
 
-        self.assertEqual(500, "".join(written).count("\n"))
+        self.assertEqual(500, b"".join(written).count(b"\n"))
         self.assertLess(len(written), 100)
         for chunk in written:
             self.assertLessEqual(len(chunk), logs.AT_ONCE)
-            self.assertTrue(chunk.endswith("\n"))
+            self.assertTrue(chunk.endswith(b"\n"))
 
     def test_no_reader(self) -> None:
-        """Without a reader no caller waits; lost lines are counted in the log later."""
-        may_write = threading.Event()
-        written: list[str] = []
-
-        def write(text: str) -> None:
-            may_write.wait(10)
-            written.append(text)
-
+        """While nobody reads, no caller waits; lost lines are counted, and logged later."""
         self.enterContext(mock.patch("project.lib.logs.MAX_WAITING", 10))
-        output = logs.DeferredOutput(mock.Mock(write=write))
-        for number in range(100):
-            output.write(f"{number}\n")
-        may_write.set()
-        self.end()
+        count = self.enterContext(mock.patch("project.lib.logs._count_lost"))
+        fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, logs.AT_ONCE)
+        output = logs.DeferredOutput(self.writer)
+        lines = [f"{number} {'x' * 1000}\n" for number in range(100)]
+        for line in lines:
+            output.write(line)
+        chunks = [self.reader.read(65_536)]
+        self.over.set()
+        while (chunk := self.reader.read(65_536)) and b"lines_lost" not in chunk:
+            chunks.append(chunk)
 
-        *kept, lost = "".join(written).splitlines()
-        self.assertEqual([str(number) for number in range(len(kept))], kept)
+        kept = b"".join(chunks).decode().splitlines(keepends=True)
+        *last, lost = chunk.decode().splitlines(keepends=True)
+        kept += last
+        self.assertEqual(lines[: len(kept)], kept)
         self.assertEqual(100 - len(kept), json.loads(lost)["lines"])
-        self.assertEqual("lines_lost", json.loads(lost)["event"])
+        self.assertEqual([mock.call(1)] * (100 - len(kept)), count.call_args_list)
 
-    def test_closed_pipe(self) -> None:
-        """A closed pipe raises no error."""
+    def test_lines_that_fail(self) -> None:
+        """Lines that the system refuses to write raise no error, and are counted once."""
+        count = self.enterContext(mock.patch("project.lib.logs._count_lost"))
+        self.enterContext(mock.patch("project.lib.logs.DEFERRED_FOR", 0.001))
         self.reader.close()
         output = logs.DeferredOutput(self.writer)
         output.write("x\n")
+        time.sleep(0.02)  # long enough for several attempts to log the number
         self.end()
+
+        self.assertEqual([mock.call(1)], count.call_args_list)
+
+    def test_end_without_a_reader(self) -> None:
+        """A process whose last lines nobody reads ends within END_TIMEOUT, without them."""
+        self.enterContext(mock.patch("project.lib.logs.END_TIMEOUT", 0.01))
+        output = logs.DeferredOutput(self.writer)
+        for _ in range(50):
+            output.write("x" * 3_999 + "\n")
+        self.over.set()
+        ending = next(one for one in threading.enumerate() if one.name == "log-end")
+        ending.join(10)
+
+        self.assertFalse(ending.is_alive())
+        writing = set(threading.enumerate()) - self.others - {self.main}
+        self.assertEqual([True], [one.daemon for one in writing])
+        self.reader.close()
 
     def test_child(self) -> None:
         """A forked process writes its own lines, and none of its parent's."""
@@ -239,6 +270,41 @@ def refresh_of(pair: dict[str, str]) -> dict[str, str]:
 
 class TestServer(unittest.TestCase):
     """All that a production server prints."""
+
+    def test_no_reader(self) -> None:
+        """A server whose output nobody reads answers, ends on SIGTERM, and cuts no line."""
+        port = scratch.free_port()
+        with scratch.database() as url:
+            server = subprocess.Popen(
+                [sys.executable, "manage.py", "serve"],
+                cwd=scratch.ROOT,
+                env=scratch.settings(
+                    APP_SETTINGS="project.config.ProductionConfig",
+                    DATABASE_URL=url,
+                    SECRET_KEY=secrets.token_hex(32),
+                    GRANIAN_HOST="127.0.0.1",
+                    GRANIAN_PORT=str(port),
+                ),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self.addCleanup(server.kill)
+            output = server.stdout
+            assert output is not None  # noqa: S101  # for mypy
+            fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, logs.AT_ONCE)
+            started = 0
+            while started < 2:
+                self.assertNotEqual("", line := output.readline())
+                started += "Started worker" in line
+            for _ in range(100):
+                self.assertEqual(401, scratch.request(port, "GET", "/users")[0])
+            server.send_signal(signal.SIGTERM)
+            self.assertEqual(0, server.wait(15))  # Granian kills its workers after 20 seconds
+
+        for line in output:
+            self.assertIn("event", json.loads(line))
+        output.close()
 
     def send(
         self, method: str, path: str, injection: str, *, body: str = "", token: str = ""
