@@ -2,7 +2,12 @@
 
 Revision ID: 0005
 Revises: 0004
+
+On PostgreSQL the indexes are built while requests use the tables.
 """
+
+import logging
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,23 +17,25 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+log = logging.getLogger("alembic.runtime.migration")
+
 
 def upgrade() -> None:
-    order_names_by("C")
-    op.create_index(
+    create_index(
         "users_admins_idx",
         "users",
         ["id"],
         postgresql_where=sa.text("active AND admin"),
         sqlite_where=sa.text("active = 1 AND admin = 1"),
     )
-    op.create_index(
+    create_index(
         op.f("events_actor_id_created_at_id_idx"),
         "events",
         ["actor_id", "created_at", "id"],
         postgresql_where=sa.text("actor_id IS NOT NULL"),
         sqlite_where=sa.text("actor_id IS NOT NULL"),
     )
+    order_names_by("C")
     op.create_table(
         "erasures",
         sa.Column("user_id", sa.Integer(), autoincrement=False, nullable=False),
@@ -38,11 +45,47 @@ def upgrade() -> None:
 
 
 def order_names_by(collation: str) -> None:
-    """Set the collation of usernames and emails on PostgreSQL; SQLite always compares bytes."""
-    if op.get_context().dialect.name == "postgresql":
-        op.execute(
-            f'ALTER TABLE users ALTER username_key TYPE VARCHAR(512) COLLATE "{collation}",'
-            f' ALTER email TYPE VARCHAR(128) COLLATE "{collation}"'
+    """Set the collation of usernames and emails on PostgreSQL; SQLite always compares bytes.
+
+    ALTER COLUMN rebuilds the indexes of a column while it locks the table, except those that have
+    the new collation already. So these are built before, and then replace the others.
+    """
+    if op.get_context().dialect.name != "postgresql":
+        return
+    lengths = {"username_key": 512, "email": 128}
+    for column in lengths:
+        ordered = sa.text(f'{column} COLLATE "{collation}"')
+        create_index(f"users_{column}_new", "users", [ordered], unique=True)
+    for action in (
+        "DROP CONSTRAINT users_{column}_key",
+        'ALTER {column} TYPE VARCHAR({length}) COLLATE "{collation}"',
+        "ADD CONSTRAINT users_{column}_key UNIQUE USING INDEX users_{column}_new",
+    ):
+        actions = [
+            action.format(column=column, length=length, collation=collation)
+            for column, length in lengths.items()
+        ]
+        op.execute(f"ALTER TABLE users {', '.join(actions)}")
+
+
+def create_index(name: str, table: str, columns: list[Any], **options: Any) -> None:
+    """Create an index, on PostgreSQL without keeping requests from the table.
+
+    An attempt that failed may have left the index, whole or invalid.
+    """
+    context = op.get_context()
+    if context.dialect.name != "postgresql":
+        op.create_index(name, table, columns, **options)
+        return
+    log.info("Building the index %s", name)
+    with context.autocommit_block():
+        invalid = sa.text(
+            "SELECT true FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid"
+        )
+        if not context.as_sql and op.get_bind().scalar(invalid, {"name": name}):
+            op.execute(f"DROP INDEX CONCURRENTLY {name}")
+        op.create_index(
+            name, table, columns, if_not_exists=True, postgresql_concurrently=True, **options
         )
 
 

@@ -7,6 +7,8 @@ The table `erasures` of 0005 is no longer used. It stays until no server of the 
 any more; a later migration drops it.
 """
 
+import logging
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,6 +16,8 @@ revision = "0006"
 down_revision = "0005"
 branch_labels = None
 depends_on = None
+
+log = logging.getLogger("alembic.runtime.migration")
 
 # Events of users who were deleted, where the version before had not got round to all of them.
 DELETED_USERS = """
@@ -30,6 +34,9 @@ DELETED_ACTORS = """
 
 
 def upgrade() -> None:
+    if op.get_context().dialect.name == "postgresql":
+        reference_users()
+        return
     op.execute(DELETED_USERS)
     op.execute(DELETED_ACTORS)
     with op.batch_alter_table("events", copy_from=events()) as batch:
@@ -37,6 +44,28 @@ def upgrade() -> None:
             batch.create_foreign_key(
                 f"events_{column}_fkey", "users", [column], ["id"], ondelete="SET NULL"
             )
+
+
+def reference_users() -> None:
+    """Add the foreign keys on PostgreSQL: for new rows, and then for those that are there.
+
+    Only the first step keeps requests from writing, for a moment. Each step can be repeated.
+    """
+    # In the order in which requests lock them.
+    op.execute("LOCK TABLE users, events IN SHARE ROW EXCLUSIVE MODE")
+    for column in ("user_id", "actor_id"):
+        name = f"events_{column}_fkey"
+        op.execute(
+            f"ALTER TABLE events DROP CONSTRAINT IF EXISTS {name}, ADD CONSTRAINT {name}"
+            f" FOREIGN KEY ({column}) REFERENCES users (id) ON DELETE SET NULL NOT VALID"
+        )
+    with op.get_context().autocommit_block():
+        log.info("Looking for the events of deleted users")
+        op.execute(DELETED_USERS)
+        op.execute(DELETED_ACTORS)
+        log.info("Checking the foreign keys of the events")
+        for column in ("user_id", "actor_id"):
+            op.execute(f"ALTER TABLE events VALIDATE CONSTRAINT events_{column}_fkey")
 
 
 def downgrade() -> None:
