@@ -90,9 +90,16 @@ class Db(Command):
     capture_all_args = True
 
     def __call__(self, arguments: list[str]) -> None:
-        """Pass the arguments to Flask-Migrate, which ends the process with its exit code."""
+        """Pass the arguments to Flask-Migrate, which ends the process with its exit code.
+
+        `upgrade` alone does as `serve` does: a database that newer code has migrated is kept.
+        """
         logging.basicConfig(format="%(message)s")
         logging.getLogger("alembic").setLevel(logging.INFO)
+        if arguments == ["upgrade"]:
+            with application().app_context():
+                database.upgrade()
+            return
         flask_migrate.cli.db.main(
             arguments,
             prog_name="manage.py db",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, TypeVarTuple, cast
 
 import flask_migrate
 import psycopg2.extensions
+import structlog
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import Flask, g
@@ -46,11 +47,14 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from project.errors import ConfigurationError
 from project.extensions import db, migrate
 from project.lib import metrics, postgresql
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+log = structlog.get_logger()
 
 # Bind keys of Flask-SQLAlchemy.
 READ = "read"
@@ -104,11 +108,15 @@ class Schema(Enum):
 
     BEHIND = "behind"
     CURRENT = "current"
-    AHEAD = "ahead"  # migrated by newer code; the tables of this code exist
+    AHEAD = "ahead"  # migrated by newer code; the tables and columns of this code exist
     FOREIGN = "foreign"  # migrated by other software
 
 
 USABLE = {Schema.CURRENT, Schema.AHEAD}
+FOREIGN_SCHEMA = (
+    "The database is at a migration that this version does not know, and tables or columns that it"
+    " needs are missing. Is DATABASE_URL another program's?"
+)
 
 
 def init_app(app: Flask, *, application_name: str) -> None:
@@ -151,7 +159,7 @@ def init_app(app: Flask, *, application_name: str) -> None:
         for name, engine in (("write", db.engine), (READ, db.engines[READ])):
             metrics.of(app).watch(engine, name, pool_size)
         if app.config["EMBEDDED_DATABASE"]:
-            _migrate_embedded()
+            upgrade()
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
@@ -173,10 +181,18 @@ def _begin_immediate(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _migrate_embedded() -> None:
-    """Migrate the embedded SQLite database to the newest schema."""
-    if schema(db.engines[READ]) not in USABLE:
-        flask_migrate.upgrade()
+def upgrade() -> None:
+    """Migrate the database to the schema of this code, unless newer code has migrated it further.
+
+    Raises ConfigurationError if other software has migrated it.
+    """
+    match schema(db.engines[PROBE]):  # READ would prepare the statements that inspect it
+        case Schema.BEHIND:
+            flask_migrate.upgrade()
+        case Schema.AHEAD:
+            log.warning("schema_is_newer")
+        case Schema.FOREIGN:
+            raise ConfigurationError(FOREIGN_SCHEMA)
 
 
 def schema(engine: Engine) -> Schema:
@@ -203,7 +219,7 @@ def _schema(connection: Connection) -> Schema:
     """Do what `schema` does.
 
     In an upgrade the database is migrated before the code is replaced. So an unknown revision is
-    a newer one if the tables of this code exist.
+    a newer one if the tables and columns of this code exist.
     """
     heads, known = revisions()
     found = set(MigrationContext.configure(connection).get_current_heads())
@@ -211,8 +227,15 @@ def _schema(connection: Connection) -> Schema:
         return Schema.CURRENT
     if not found or found & known:
         return Schema.BEHIND
-    tables = inspect(connection).get_table_names()
-    return Schema.AHEAD if set(db.metadata.tables) <= set(tables) else Schema.FOREIGN
+    there = {
+        (table, column["name"])
+        for (_, table), columns in inspect(connection).get_multi_columns().items()
+        for column in columns
+    }
+    needed = {
+        (table.name, column.name) for table in db.metadata.sorted_tables for column in table.c
+    }
+    return Schema.AHEAD if needed <= there else Schema.FOREIGN
 
 
 @cache

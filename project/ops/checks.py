@@ -533,10 +533,7 @@ def _schema(schema: database.Schema) -> Finding:
         case database.Schema.BEHIND:
             return wrong(f"Migrations are missing: {_MIGRATE}.")
         case database.Schema.FOREIGN:
-            return wrong(
-                "The database is at a migration that this version does not know, and tables that"
-                " it needs are missing. Is DATABASE_URL another program's?"
-            )
+            return wrong(database.FOREIGN_SCHEMA)
 
 
 _SERVER = text(

@@ -1,15 +1,15 @@
 """The server as in production: serve."""
 
+import logging
 import os
 import sys
 from pathlib import Path
 
-import flask_migrate
 from flask import current_app
 
 from project.config import SERVICE_NAME, VERSION
 from project.extensions import db
-from project.lib import encryption, metrics
+from project.lib import database, encryption, logs, metrics
 from project.tokens import signing_keys
 
 # As many requests as may be in work may hash besides, and twice as many may wait for their bodies:
@@ -19,11 +19,12 @@ GRANIAN_LOG_CONFIG = Path(__file__).resolve().parent.parent / "granian.json"
 
 
 def serve() -> None:
-    """Migrate the database, then serve with Granian, as in production.
+    """Migrate the database, unless it is newer, then serve with Granian, as in production.
 
     Variables of Granian, such as GRANIAN_HOST and GRANIAN_PORT, override the defaults.
     """
-    flask_migrate.upgrade()
+    _show_migrations()
+    database.upgrade()
     _prepare_keys()
     db.engine.dispose()
     environment = _defaults() | os.environ
@@ -40,6 +41,16 @@ def serve() -> None:
 def version() -> None:
     """Print the version of the service."""
     print(VERSION)
+
+
+def _show_migrations() -> None:
+    """Log each migration, and each long step of one, as it begins."""
+    handler = logging.StreamHandler()
+    if not current_app.debug:
+        handler.setFormatter(logs.GranianFormatter())
+    logger = logging.getLogger("alembic.runtime.migration")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def _prepare_keys() -> None:
