@@ -68,7 +68,7 @@ class Kind(StrEnum):
     SESSIONS_ENDED = auto()
     PASSWORD_CHANGED = auto()
     PASSWORD_CHANGE_REFUSED = auto()  # why: wrong_password, wrong_code; pause
-    USERS_IMPORTED = auto()  # users, of one batch
+    USERS_IMPORTED = auto()  # users
     USERS_EXPORTED = auto()  # with their hashes; second_factors: whether with them too
     USER_CHANGED = auto()  # fields: username, email or both
     # why: wrong_password, wrong_code, *_taken, last_admin, ...; pause
@@ -102,6 +102,7 @@ class Kind(StrEnum):
     # why: unknown_client, wrong_secret, client_disabled; pause; client, if there is one
     CLIENT_REFUSED = auto()
     KEYS_ROTATED = auto()  # key: its kid
+    PURGED = auto()  # rows
 
 
 class Origin(NamedTuple):
@@ -167,8 +168,8 @@ def record(
     user_id: int | None,
     session_id: str | None = None,
     **details: str | int,
-) -> None:
-    """Add an event to the transaction of `db.session`; it is logged after the commit.
+) -> int:
+    """Add an event to the transaction of `db.session`, and return its id; the commit logs it.
 
     `user_id` is the user whom the event is about. If another user acted, `origin.actor_id` says
     who. If either has been deleted in the meantime, the event is stored without session and origin.
@@ -190,6 +191,12 @@ def record(
         db.session.execute(update(events_table).where(_columns.id == stored.id).values(nothing))
     logged = {"user_id": user_id} | happened | {"actor_id": actor_id}
     db.session.info.setdefault(_UNCOMMITTED, []).append(logged)
+    return int(stored.id)
+
+
+def amend(event_id: int, **details: str | int) -> None:
+    """Replace the details of an event, whose act goes on in the transaction of `db.session`."""
+    db.session.execute(update(events_table).where(_columns.id == event_id).values(details=details))
 
 
 def lock_actor(origin: Origin) -> None:

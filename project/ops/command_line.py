@@ -80,6 +80,21 @@ class CommandLine(Manager):  # type: ignore[misc]  # Flask-Script-NG has no type
         return "\n".join([*lines, "", "python manage.py COMMAND -h describes a command."])
 
 
+class OneEvent:
+    """An act that takes several transactions and is one event of the audit log."""
+
+    def __init__(self, kind: audit.Kind) -> None:
+        self._kind = kind
+        self._id: int | None = None
+
+    def record(self, **details: int) -> None:
+        """Record, in this transaction, what the act has done up to now."""
+        if self._id is None:
+            self._id = audit.record(self._kind, ORIGIN, user_id=None, session_id=None, **details)
+        else:
+            audit.amend(self._id, **details)
+
+
 @contextlib.contextmanager
 def exit_if_not_found(email: str) -> Iterator[None]:
     """End the command when the block raises UserNotFound for the user with this email."""

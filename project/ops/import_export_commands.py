@@ -15,7 +15,7 @@ from project.errors import MfaNotConfigured
 from project.extensions import db
 from project.lib import database
 from project.ops import import_export, user_files
-from project.ops.command_line import ORIGIN, describe_fields
+from project.ops.command_line import ORIGIN, OneEvent, describe_fields
 
 ANSWER_TIMEOUT = 60.0  # seconds that the database may take for one batch
 
@@ -26,14 +26,15 @@ def import_users(file: str, csv: bool = False) -> int:
     The file - is standard input. Refused lines are listed on stderr, and the exit code is then 1.
     """
     database.set_answer_timeout(ANSWER_TIMEOUT)
+    imported = OneEvent(audit.Kind.USERS_IMPORTED)
     added = existing = refused = 0
     with _open_source(file) as source, _progress_bar(source) as bar:
         try:
             for batch in import_export.import_users(source, as_csv=_is_csv(file, csv)):
-                if batch.added:
-                    audit.record(audit.Kind.USERS_IMPORTED, ORIGIN, user_id=None, users=batch.added)
-                db.session.commit()
                 added += batch.added
+                if batch.added:
+                    imported.record(users=added)
+                db.session.commit()
                 existing += batch.existing
                 refused += len(batch.refused)
                 for line, errors in batch.refused:

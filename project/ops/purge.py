@@ -2,32 +2,39 @@
 
 from collections.abc import Callable
 
+from tqdm import tqdm
+
 from project.accounts import audit, ended_sessions, invitations, rate_limits, sessions
 from project.extensions import db
 from project.mail import outbox
+from project.ops.command_line import OneEvent
 from project.tokens import signing_keys
+
+# What to delete, and the function that deletes a batch of it.
+EXPIRED: dict[str, Callable[[], int]] = {
+    "Expired sessions deleted": sessions.delete_expired,
+    "events": audit.delete_expired,
+    "counts of attempts": rate_limits.delete_expired,
+    "invitations": invitations.delete_expired,
+    "emails that were given up": outbox.delete_expired,
+    "sessions in the feed": ended_sessions.delete_expired,
+    "retired keys": signing_keys.delete_expired,
+}
 
 
 def purge() -> None:
-    """Delete expired sessions, events, counts, invitations and mail, and retired keys."""
-    ended = _delete_all(sessions.delete_expired)
-    events = _delete_all(audit.delete_expired)
-    counts = _delete_all(rate_limits.delete_expired)
-    invited = _delete_all(invitations.delete_expired)
-    mails = _delete_all(outbox.delete_expired)
-    feed = _delete_all(ended_sessions.delete_expired)
-    keys = _delete_all(signing_keys.delete_expired)
-    print(
-        f"Expired sessions deleted: {ended}; events: {events}; counts of attempts: {counts};"
-        f" invitations: {invited}; emails that were given up: {mails};"
-        f" sessions in the feed: {feed}; retired keys: {keys}."
-    )
+    """Delete expired sessions, events, counts, invitations and mail, and retired keys.
 
-
-def _delete_all(delete_some: Callable[[], int]) -> int:
-    """Call `delete_some` until it deletes nothing, commit each time, and return the total."""
-    total = 0
-    while deleted := delete_some():
-        db.session.commit()
-        total += deleted
-    return total
+    The number of deleted rows is shown meanwhile if stderr is a terminal.
+    """
+    purged = OneEvent(audit.Kind.PURGED)
+    deleted = dict.fromkeys(EXPIRED, 0)
+    with tqdm(unit=" rows", disable=None) as bar:
+        for name, delete_some in EXPIRED.items():
+            bar.set_description(name)
+            while rows := delete_some():
+                deleted[name] += rows
+                purged.record(rows=sum(deleted.values()))
+                db.session.commit()
+                bar.update(rows)
+    print("; ".join(f"{name}: {rows}" for name, rows in deleted.items()) + ".")

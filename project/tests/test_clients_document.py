@@ -25,14 +25,14 @@ from project.api import paging
 from project.config import DAY, DevelopmentConfig, ProductionConfig
 from project.lib import hashing
 from project.models import MAX_REQUEST_ID
-from project.ops import import_export_commands, keys
+from project.ops import import_export_commands, keys, purge
 from project.tests import scratch
 from project.tests.accounts.mail_case import MailTestCase, body_of
 from project.tests.accounts.second_factor_case import NO_RECOVERY_CODE, STEP
 from project.tests.api.oauth_case import ISSUER, basic
 from project.tests.base import BaseTestCase, bearer
 from project.tests.contract import client_tables
-from project.tests.rows import ORIGIN, add_user, stored_events, stored_users
+from project.tests.rows import ORIGIN, add_events, add_user, stored_events, stored_users
 from project.tokens.links import Purpose
 
 TEXT = client_tables.DOCUMENT.read_text()
@@ -278,7 +278,8 @@ class TestEvents(BaseTestCase):
         self.client.post("/oauth/revoke", data=form, headers=basic("orders", secret))
 
     def act_as_operator(self) -> None:
-        """End sessions, import users, export them with second factors, and rotate the keys."""
+        """End sessions, import users, export them, rotate the keys, and delete expired rows."""
+        add_events(None, [clock.utcnow() - timedelta(days=91)])
         administration.end_sessions("root@test.com", ORIGIN)
         db.session.commit()
         folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -292,6 +293,7 @@ class TestEvents(BaseTestCase):
             (folder / "more.jsonl").write_text(text)
             import_export_commands.import_users(str(folder / "more.jsonl"))
             keys.rotate_keys()
+            purge.purge()
 
 
 class TestLinkCalls(MailTestCase):

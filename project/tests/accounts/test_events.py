@@ -260,5 +260,10 @@ class TestCommand(BaseTestCase):
         result = scratch.manage("purge", EVENTS_DAYS="7", **self.settings_of_commands)
 
         self.assertIn("events: 3;", result.stdout)
-        self.assertEqual([kind for kind in before if kind != "old"], self.kinds())
-        self.assertIn("young", before)
+        kept = [kind for kind in before if kind != "old"]
+        self.assertEqual([*kept, "purged"], self.kinds())
+        self.assertIn("young", kept)
+        self.assertEqual({"rows": 3}, stored_events()[-1]["details"])
+
+        scratch.manage("purge", EVENTS_DAYS="7", **self.settings_of_commands)
+        self.assertEqual([*kept, "purged"], self.kinds())

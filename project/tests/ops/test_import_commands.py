@@ -109,6 +109,15 @@ class TestImportExportCommands(unittest.TestCase):
         )
         self.assertNotIn(HASHED[7:], result.stderr + result.stdout)
 
+    def test_one_event(self) -> None:
+        """An import of more than one batch is one event, with the number of all users."""
+        users = "".join(user(f"user{number}") for number in range(import_export.BATCH + 1))
+        self.manage("import_users", self.write("many.jsonl", users))
+
+        (event,) = map(json.loads, self.manage("events", "--json").stdout.splitlines())
+        self.assertEqual("users_imported", event["kind"])
+        self.assertEqual(import_export.BATCH + 1, event["details"]["users"])
+
     def test_formats(self) -> None:
         """CSV is recognized by the name of the file or by --csv; - is standard input."""
         rows = f"username,email,password_hash\r\nada,ada@test.com,{HASHED}\r\n"

@@ -271,6 +271,8 @@ class TestManage(unittest.TestCase):
         self.assertEqual({email: 3}, self.sessions())
         self.assertIn("sessions deleted: 0;", self.manage("purge"))
         self.assertEqual({email: 3}, self.sessions())
+        event = "SELECT CAST(details AS TEXT) AS details FROM events WHERE kind = 'purged'"
+        self.assertEqual([{"rows": 2345}], [json.loads(row[0]) for row in self.execute(event)])
 
     def test_purge_of_mail(self) -> None:
         """Expired invitations and emails given up EVENTS_DAYS ago are deleted, and no others."""
