@@ -426,8 +426,8 @@ def costs(folder: Path, url: str, rounds: int) -> str:
             for name in ratios:
                 rates = {}
                 for contender in contenders[:: 1 if number % 2 else -1]:
-                    requests = contender.logins if name == "login" else servers.registrations(4_000)
-                    outcome = load.closed(contender.port, requests, 8, 3)
+                    requests = contender.logins if name == "login" else servers.registrations(2_000)
+                    outcome = load.closed(contender.port, requests, 8, 1, settle=0.5)
                     if outcome.unexpected or outcome.lost:
                         raise RuntimeError(f"{name}: {outcome}")
                     rates[contender.port] = outcome.per_second
