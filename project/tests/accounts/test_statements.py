@@ -12,6 +12,7 @@ from werkzeug.test import TestResponse
 from project import db
 from project.accounts import rate_limits
 from project.tests import scratch
+from project.tests.accounts.second_factor_case import stored
 from project.tests.lib.cases import ProxiedDatabaseTestCase
 
 COUNT = CREDENTIALS = "EXECUTE"  # they are prepared
@@ -98,6 +99,22 @@ class TestStatements(ProxiedDatabaseTestCase):
             ],
             lambda: self.add(next(names)),
         )
+
+    def test_cancelled(self) -> None:
+        """A login that PostgreSQL cancels is repeated, and what was counted twice is given back."""
+        self.register()
+        scratch.execute(
+            self.url,
+            """CREATE SEQUENCE logins;
+            CREATE FUNCTION cancel() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN IF nextval('logins') = 1 THEN RAISE 'no' USING ERRCODE = '40P01'; END IF;
+            RETURN NEW; END $$;
+            CREATE TRIGGER cancel BEFORE INSERT ON sessions
+            FOR EACH ROW EXECUTE FUNCTION cancel()""",
+        )
+
+        self.assertEqual(200, self.login().status_code)
+        self.assertEqual({"register:127.0.0.1"}, {row["key"] for row in stored()["throttles"]})
 
     def test_read_only(self) -> None:
         """A count that cannot be stored is a 503, and the connection is not used again."""
