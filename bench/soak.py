@@ -49,7 +49,7 @@ SETTINGS = {
 KILL_SECONDS = 5.0
 # What may remain different: a value is compared with the one of the first minutes.
 MORE_MEMORY, MORE_SPACE, MORE_TIME, MORE_DESCRIPTORS = 0.02, 1.5, 1.5, 5
-JUDGED_MINUTES = 5  # a shorter run shows errors, not growth
+JUDGED_MINUTES = 10  # a shorter run shows errors, not growth
 # Events expire after a day at the earliest. These are made older than that.
 AGE = "UPDATE events SET created_at = created_at - interval '2 days'"
 SIZES = """
@@ -80,7 +80,7 @@ class Sample:
     """What a process of the server has at a time."""
 
     at: float
-    memory: float  # proportional set size in MiB
+    memory: float  # anonymous memory in MiB: what other processes share counts in full
     descriptors: int
     threads: int
 
@@ -292,7 +292,7 @@ def connected(url: URL) -> Any:
 def sample(pid: int, at: float) -> Sample:
     """Return what a process has."""
     folder = Path(f"/proc/{pid}")
-    memory = (folder / "smaps_rollup").read_text().split("\nPss:")[1].split()[0]
+    memory = (folder / "smaps_rollup").read_text().split("\nAnonymous:")[1].split()[0]
     return Sample(
         at,
         int(memory) / 1024,
