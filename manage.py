@@ -14,7 +14,7 @@ from flask import current_app
 from flask.cli import ScriptInfo, load_dotenv
 from flask.helpers import get_load_dotenv
 from flask_script_ng import Command, Option, Shell
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from project import UsersService, create_app, db
 from project.api import commands
@@ -143,5 +143,7 @@ if __name__ == "__main__":
         manager.run()
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as shells report it
-    except (OperationalError, ProgrammingError) as error:
+    except SQLAlchemyError as error:
+        if not (database.is_unavailable(error) or isinstance(error, ProgrammingError)):
+            raise
         sys.exit(f"The database cannot be used: {database.describe(error)}")

@@ -57,7 +57,9 @@ _SEVERAL_HOSTS = re.compile(
     r"(?P<before>[^/]*//([^@]*@)?)(?P<hosts>[^@/?]*,[^@/?]*)(?P<after>[^@]*)"
 )
 _HOST = re.compile(r"(\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<name>[^:\[\]]+))(:(?P<port>[0-9]+))?")
-_NOT_ENCODED = "has a special character in user or password: percent-encode it (@ is %40, / is %2F)"
+_NOT_ENCODED = (
+    "has a special character in user, password or options: percent-encode it (@ is %40, / is %2F)"
+)
 _PRINTABLE_ASCII = re.compile(r"[!-~]+")
 # The variables whose values are never shown, and can be in a file: see `_with_files`.
 SECRETS = (

@@ -49,7 +49,7 @@ class Kind(StrEnum):
     """The kinds of events, each with its details.
 
     `sessions` is the number of sessions that the act ended, `pause` the seconds for which the
-    account or the address is blocked now, `users` the number of users in a result or a batch.
+    account or the address is blocked now, `users` the number of users in a result.
     """
 
     REGISTERED = auto()
@@ -195,7 +195,7 @@ def record(
 
 
 def amend(event_id: int, **details: str | int) -> None:
-    """Replace the details of an event, whose act goes on in the transaction of `db.session`."""
+    """Replace the details of an event that an earlier transaction has stored."""
     db.session.execute(update(events_table).where(_columns.id == event_id).values(details=details))
 
 

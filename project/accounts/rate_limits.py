@@ -128,7 +128,7 @@ class NoLimits:
         return login
 
     def refresh(self, ip: str | None) -> None:
-        """Count a refresh token that is forged or whose session is not live."""
+        """Count a refresh token that is not valid or whose session is not live."""
 
     def client(self, name: str, ip: str | None) -> Attempt:
         """Count a wrong secret that was sent for a client, which need not exist."""
@@ -182,7 +182,7 @@ class Limits(NoLimits):
         instead. An attacker at another address can therefore not lock the user out.
         """
         account, network = _account(email), addresses.network(ip)
-        # Never shown is the address: its count tells whether an account is known there.
+        # The count of the address is never shown: it tells whether an account is known there.
         try:
             known = self._known(account, network)
             return self._login(account, network, is_known=True).count(shown=own, known=known)

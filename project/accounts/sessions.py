@@ -361,7 +361,7 @@ def _repeated_or_refuse(
     except errors.ServiceError as error:
         if row is None:
             about = {"user_id": None, "session_id": None}
-        db.session.rollback()  # nothing was written, and the count has a transaction of its own
+        db.session.rollback()  # give the connection back: the count takes another one
         rate_limits.limits().refresh(origin.ip)
         audit.refuse(error, audit.Kind.REFRESH_REFUSED, origin, **about, why=error.code)
     if not is_repeated(session, claims.generation, now):

@@ -125,7 +125,7 @@ def init_app(app: Flask, *, application_name: str) -> None:
     PostgreSQL shows `application_name` in pg_stat_activity.
     """
     url = make_url(app.config["SQLALCHEMY_DATABASE_URI"])
-    # One connection for each thread of the server.
+    # One connection for each request that a process works on at once.
     pool_size = app.config["GRANIAN_BLOCKING_THREADS"]
     on_postgresql = url.drivername.startswith("postgresql")
     options = _postgresql_options(pool_size) if on_postgresql else _sqlite_options(pool_size)
@@ -356,8 +356,8 @@ def is_repeatable(error: DBAPIError) -> bool:
     """Return whether the present request may be repeated after `error`, as if it had not begun.
 
     PostgreSQL has rolled back a transaction that it cancelled, or whose connection ended, before
-    COMMIT was sent. If the request has sent a COMMIT, something of it may be stored: what the
-    COMMIT without an answer was for, or an earlier transaction. Then only the client can decide.
+    COMMIT was sent. If the request has sent a COMMIT, something of it may be stored: the
+    transaction whose COMMIT got no answer, or an earlier one. Then the client has to find out.
     What is written in AUTOCOMMIT, the count of an attempt, is counted again.
     """
     return _is_transient(error) and not g.get("commit_sent", False)
@@ -385,4 +385,5 @@ def sqlstate(error: SQLAlchemyError) -> str | None:
 
 def describe(error: SQLAlchemyError) -> str:
     """Return one line about `error` for operators; of a failed connection it names the host."""
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    line, *_ = str(getattr(error, "orig", None) or error).strip().split("\n")
+    return line

@@ -36,6 +36,7 @@ T = TypeVar("T")
 MAX_BYTES = 1_024
 MAX_NFC_RATIO = 4  # at most so many characters become one in NFC
 NICENESS = 5
+SLOT_TIMEOUT = 0.1  # seconds; `check_slot` holds a free slot for an instant
 MEASURED_ROUNDS = 10  # the cost at which `seconds` measures: some hundredths of a second
 BCRYPT_BYTES = 72  # the bytes of a password that bcrypt reads
 # The prefix of a stored foreign hash: crypt(3) of the password, as in RFC 2307.
@@ -96,8 +97,8 @@ def check_slot() -> None:
 
 
 def reserve_slot() -> None:
-    """Reserve a slot until this request ends; raises Busy at once if none is free."""
-    _pool.get().enter()
+    """Reserve a slot until this request ends; raises Busy if none is free for SLOT_TIMEOUT."""
+    _pool.get().enter(SLOT_TIMEOUT)
 
 
 def hash(password: str) -> str:  # noqa: A001  # callers write hashing.hash

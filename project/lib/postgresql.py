@@ -153,7 +153,7 @@ class Hosts:
         """
         kind: type[TimeLimitedConnection] = parameters["connection_factory"]
         if kind.needs_slot and self._limit.refuses():
-            # A server that hangs would find each attempt when it goes on.
+            # A server that hangs keeps each attempt, and answers all of them when it continues.
             raise AnswerTimeout("the database does not answer")
         hosts = _hosts(parameters)
         deadline = time.monotonic() + CONNECT_TIMEOUT
@@ -161,7 +161,8 @@ class Hosts:
         for tried in range(len(hosts)):
             number = (self._first + tried) % len(hosts)
             host = hosts[number]
-            timeout = (deadline - time.monotonic()) / (len(hosts) - tried)
+            # The lookup of a host's name has no time limit, and may have used up all of it.
+            timeout = max(0.0, deadline - time.monotonic()) / (len(hosts) - tried)
             factory = functools.partial(kind, timeout)
             try:
                 connection: psycopg2.extensions.connection = psycopg2.connect(
@@ -211,7 +212,7 @@ def _hosts(parameters: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _reason(error: psycopg2.Error, host: dict[str, Any]) -> str:
     """Return one line that says why a host cannot be connected to; it names the host."""
-    reason = str(error).strip().splitlines()[0]
+    reason, *_ = str(error).strip().split("\n")
     if reason.startswith("connection to server"):  # the local socket
         return reason
     place = f'"{host.get("host", "")}", port {host.get("port") or 5432}'

@@ -71,12 +71,15 @@ def _report_database(app: Flask) -> None:
     """Print in one line why requests will be refused, if the database cannot be used."""
     with app.app_context():
         try:
-            schema = database.schema(db.engines[database.PROBE])
+            engine = db.engines[database.PROBE]
+            schema, standby = database.schema(engine), database.is_standby(engine)
         except SQLAlchemyError as error:
             print(f" * The database cannot be used: {database.describe(error)}", flush=True)
         else:
             if schema not in database.USABLE:
                 print(" * Migrations are missing: python manage.py db upgrade", flush=True)
+            if standby:
+                print(" * The database is a standby, which refuses writes.", flush=True)
 
 
 def recreate_db() -> None:

@@ -31,10 +31,10 @@ def import_users(file: str, csv: bool = False) -> int:
     with _open_source(file) as source, _progress_bar(source) as bar:
         try:
             for batch in import_export.import_users(source, as_csv=_is_csv(file, csv)):
-                added += batch.added
                 if batch.added:
-                    imported.record(users=added)
+                    imported.record(users=added + batch.added)
                 db.session.commit()
+                added += batch.added
                 existing += batch.existing
                 refused += len(batch.refused)
                 for line, errors in batch.refused:

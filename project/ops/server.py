@@ -12,8 +12,8 @@ from project.extensions import db
 from project.lib import database, encryption, logs, metrics
 from project.tokens import signing_keys
 
-# As many requests as may be in work may hash besides, and twice as many may wait for their bodies:
-# the rest of the threads is always left for other requests.
+# Of a process's threads, one in four may hash, and two in four may wait for the bodies of requests.
+# At least one in four is left for other requests.
 THREADS_PER_REQUEST = 4
 GRANIAN_LOG_CONFIG = Path(__file__).resolve().parent.parent / "granian.json"
 
