@@ -2,8 +2,8 @@
 
 Prometheus runs with the files of deploy/prometheus/ and scrapes a server under load. Each query of
 the dashboard has to return values, and each rule has to be evaluated without an error. Each
-selector of a rule has to match a series; only its `status` is left out, because the server answers
-neither 500 nor 503.
+selector of a rule has to match a series; only its `status` and its codes of failures are left out,
+because the server answers neither 500 nor 503.
 """
 
 import argparse
@@ -94,9 +94,10 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 def selectors(expression: str) -> set[str]:
-    """Return the selectors of a query, without `status`."""
+    """Return the selectors of a query, without `status` and `code`."""
     found = SELECTOR.findall(expression)
-    return {name + re.sub(r'status(=~|!~|=|!=)"[^"]*",? ?', "", labels) for name, labels in found}
+    failure = r'(?:status|code)(=~|!~|=|!=)"[^"]*",? ?'
+    return {name + re.sub(failure, "", labels) for name, labels in found}
 
 
 def faults(api: str) -> Iterator[str]:
