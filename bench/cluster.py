@@ -26,7 +26,7 @@ from bench.servers import ROOT
 
 FILES = ROOT / "deploy" / "patroni"
 NODES = ("node1", "node2", "node3")
-PROXY = 5000  # the port of HAProxy in haproxy.cfg
+PROXY = 5433  # the port of HAProxy in haproxy.cfg
 PASSWORD = "loopback"  # of every user of the trial's databases
 _HOSTS = "10.0.0.11:5432,10.0.0.12:5432,10.0.0.13:5432"
 # DATABASE_URL for each way to find the primary.
@@ -225,6 +225,9 @@ class Cluster:
     def create_database(self) -> None:
         """Create the database of the service, and the table of `Machine.writes`."""
         with self.find("leader").connect() as cursor:
+            cursor.execute("SHOW max_connections")
+            if cursor.fetchone() != ("200",):
+                raise RuntimeError("PostgreSQL does not have the parameters of patroni.yml")
             cursor.execute(f"CREATE USER users PASSWORD '{PASSWORD}'")
             cursor.execute("CREATE DATABASE users OWNER users")
             cursor.execute("CREATE TABLE trial AS SELECT 0 AS number")
