@@ -51,7 +51,12 @@ def configuration(name: str, folder: Path, ports: list[int], port: int) -> list[
                 "/etc/ssl/users.pem": certificate_file,
                 "/etc/ssl/users.key": key_file,
             },
-            "haproxy": {"bind :443": f"bind 127.0.0.1:{port}", "/etc/haproxy/users.pem": str(both)},
+            "haproxy": {
+                "bind :443": f"bind 127.0.0.1:{port}",
+                "/etc/haproxy/users.pem": str(both),
+                # This needs root.
+                "    user haproxy\n    group haproxy\n    chroot /var/lib/haproxy\n": "",
+            },
             "caddy": {
                 "{$SITE:users.example.com} {": "{\n\tadmin off\n\tauto_https disable_redirects\n}\n"
                 f"https://127.0.0.1:{port} {{\n\ttls {certificate_file} {key_file}"
