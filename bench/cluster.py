@@ -1,7 +1,7 @@
 """A Patroni cluster of three machines, with the configuration of deploy/patroni.
 
 A machine is a network namespace: it has its own address, its processes are those in the namespace,
-and its cable can be pulled. `isolate` starts a program where all this is private to it.
+and its link can be set down. `isolate` starts a program where all this is private to it.
 """
 
 import http.client
@@ -122,7 +122,7 @@ class Machine:
                 os.kill(int(pid), number)
 
     def plug(self, state: str) -> None:
-        """Pull the network cable ("down"), or plug it in again ("up")."""
+        """Set its network link "down" or "up"."""
         _run(f"ip link set {self.name} {state}")
 
     def log(self) -> str:

@@ -204,7 +204,7 @@ def request(
         answer = connection.getresponse()
         content = json.loads(answer.read())
         return answer.status, content, answer.headers, time.monotonic() - since
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         return 0, type(error).__name__, http.client.HTTPMessage(), time.monotonic() - since
     finally:
         connection.close()
@@ -415,7 +415,7 @@ def costs(folder: Path, url: str, rounds: int) -> str:
     One server waits for the disk of a standby at each commit, the other for the disk of the
     primary only. They take turns.
     """
-    alone = f"{url}?options=-csynchronous_commit%3Dlocal"
+    alone = f"{url}{'&' if '?' in url else '?'}options=-csynchronous_commit%3Dlocal"
     ratios: dict[str, list[float]] = {"login": [], "register": []}
     with serving(folder, [url, alone]) as ours:
         contenders = [servers.Server(servers.service(2, 16), each.port, 0) for each in ours]

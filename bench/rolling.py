@@ -114,7 +114,7 @@ class Client(threading.Thread):
             outcome, text = str(answer.status), answer.read()
             if answer.status < 300:
                 return json.loads(text)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             outcome = type(error).__name__
             self._connection.close()
         finally:

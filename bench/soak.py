@@ -365,19 +365,22 @@ class Operator:
 
 
 @contextlib.contextmanager
-def repeating(seconds: float, act: Callable[[], None], over: threading.Event) -> Iterator[None]:
+def repeating(seconds: float, act: Callable[[], None], record: Record) -> Iterator[None]:
     """Call `act` every so many seconds on a thread of its own while the context lasts."""
 
     def repeat() -> None:
-        while not over.wait(seconds):
-            act()
+        while not record.over.wait(seconds):
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001  # each one is a fault
+                record.fault(f"{act.__name__}: {type(error).__name__}")
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        record.over.set()
         thread.join(60)
 
 
@@ -404,7 +407,7 @@ def soak(server_url: URL, minutes: float, record: Record) -> None:
             (period, operator.purge),
             (period * 1.3, operator.kill),
         ):
-            stack.enter_context(repeating(seconds, act, record.over))
+            stack.enter_context(repeating(seconds, act, record))
         record.started = time.monotonic()
         for minute in range(math.ceil(minutes)):
             time.sleep(min(1.0, minutes - minute) * 60)

@@ -634,8 +634,8 @@ def _connections(server: Server, config: Config) -> Finding:
     allowed = f"PostgreSQL allows this role {server.connections} connections"
     if needed > server.connections:
         return wrong(
-            f"{allowed}, and this server may open {needed}: {workers} processes with {threads}"
-            " threads, two connections for each thread and one for each process. Raise"
+            f"{allowed}, and this server may open {needed}: {workers} processes that work"
+            f" on {threads} requests each, two connections for each request and one more. Raise"
             " max_connections, or lower GRANIAN_WORKERS or GRANIAN_BLOCKING_THREADS."
         )
     return ok(f"{allowed}, and this server opens at most {needed}.")

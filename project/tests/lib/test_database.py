@@ -125,7 +125,7 @@ class TestProxiedDatabase(ProxiedDatabaseTestCase):
         self.assertEqual(201, self.add("later").status_code)
 
     def test_database_known_to_hang(self) -> None:
-        """While a database hangs, requests beyond half of the threads fail at once."""
+        """While a database hangs, requests beyond half of GRANIAN_BLOCKING_THREADS fail at once."""
         token = self.register()
         places = self.app.config["GRANIAN_BLOCKING_THREADS"] // 2
         self.proxy.freeze()
