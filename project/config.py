@@ -297,6 +297,7 @@ class BaseConfig(BaseModel):
 
     DEBUG: ClassVar[bool] = False
     TESTING: ClassVar[bool] = False
+    SHOW_VERSION: ClassVar[bool] = False  # `runserver` changes DEBUG
     # Every byte of a password counts: see project/lib/hashing.py.
     BCRYPT_HANDLE_LONG_PASSWORDS: ClassVar[bool] = True
     MAX_CONTENT_LENGTH: ClassVar[int] = 64 * 1024
@@ -526,6 +527,7 @@ class DevelopmentConfig(BaseConfig):
     """Settings for development, all with a default."""
 
     DEBUG: ClassVar[bool] = True
+    SHOW_VERSION: ClassVar[bool] = True
     MAIL_FOLDER: ClassVar[Path | None] = INSTANCE / "mail"
 
     SECRET_KEY: str = Field(default_factory=lambda: _development_key("secret_key"))
@@ -552,6 +554,7 @@ class TestingConfig(BaseConfig):
     """Settings for tests: a separate database, a random key, tokens that expire in 3 seconds."""
 
     DEBUG: ClassVar[bool] = True
+    SHOW_VERSION: ClassVar[bool] = True
     TESTING: ClassVar[bool] = True
 
     SECRET_KEY: str = Field(default_factory=lambda: secrets.token_hex(32))

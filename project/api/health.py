@@ -19,7 +19,7 @@ def get_liveness() -> Response:
 
     No other component is checked.
     """
-    if current_app.debug:
+    if current_app.config["SHOW_VERSION"]:
         return success(message="alive", version=VERSION)
     return success(message="alive")
 

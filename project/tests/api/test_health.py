@@ -61,7 +61,7 @@ class TestResponses(HealthTestCase):
         self.assertEqual(200, response.status_code)
         alive = {"status": "success", "message": "alive"}
         self.assertEqual(alive | {"version": VERSION}, response.get_json())
-        self.app.debug = False
+        self.app.config["SHOW_VERSION"] = False
         self.assertEqual(alive, self.get("/health/live").get_json())
         self.assertEqual("no-store", response.headers["Cache-Control"])
 

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from project.config import VERSION
 from project.tests import scratch
 
 FLASK = str(Path(sys.executable).with_name("flask"))
@@ -177,12 +178,12 @@ class Running:
         self.process.wait(10)
         self.log.unlink()
 
-    def wait_for(self, body: bytes) -> None:
-        """Wait until `GET /ping` contains this."""
+    def wait_for(self, body: bytes, path: str = "/ping") -> None:
+        """Wait until the response at `path` contains this."""
         deadline = time.monotonic() + scratch.START_TIMEOUT
         while time.monotonic() < deadline:
             with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                answer = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ping").read()
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}").read()
                 if body in answer:
                     return
             time.sleep(0.05)
@@ -195,7 +196,7 @@ class TestRunserver(unittest.TestCase):
     def test_what_it_prints(self) -> None:
         """The address of the API document, and that the database is away, without its password."""
         with Running(sys.executable, "manage.py", "runserver") as server:
-            server.wait_for(b"pong!")
+            server.wait_for(VERSION.encode(), "/health/live")
             printed = server.log.read_text()
 
         self.assertIn(f" * The API document: http://127.0.0.1:{server.port}/docs\n", printed)
