@@ -23,14 +23,15 @@ def serve() -> None:
 
     Variables of Granian, such as GRANIAN_HOST and GRANIAN_PORT, override the defaults.
     """
+    environment = _defaults() | os.environ
+    port = current_app.config["METRICS_PORT"]
+    if str(port) == environment["GRANIAN_PORT"]:
+        sys.exit(f"METRICS_PORT and GRANIAN_PORT are both {port}.")
     _show_migrations()
     database.upgrade()
     _prepare_keys()
     db.engine.dispose()
-    environment = _defaults() | os.environ
-    if port := current_app.config["METRICS_PORT"]:
-        if str(port) == environment["GRANIAN_PORT"]:
-            sys.exit(f"METRICS_PORT and GRANIAN_PORT are both {port}.")
+    if port:
         environment[metrics.DIRECTORY] = str(metrics.new_directory(f"{SERVICE_NAME}-metrics-"))
     command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--factory"]
     threads = THREADS_PER_REQUEST * current_app.config["GRANIAN_BLOCKING_THREADS"]
@@ -48,6 +49,8 @@ def _show_migrations() -> None:
     handler = logging.StreamHandler()
     if not current_app.debug:
         handler.setFormatter(logs.GranianFormatter())
+    # Nothing about a database that is up to date.
+    handler.addFilter(lambda record: not record.msg.startswith(("Context impl", "Will assume")))
     logger = logging.getLogger("alembic.runtime.migration")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

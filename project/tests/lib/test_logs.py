@@ -237,7 +237,8 @@ class TestDeferred(unittest.TestCase):
         for _ in range(50):
             output.write("x" * 3_999 + "\n")
         self.over.set()
-        ending = next(one for one in threading.enumerate() if one.name == "log-end")
+        started = set(threading.enumerate()) - self.others
+        ending = next(one for one in started if one.name == "log-end")
         ending.join(10)
 
         self.assertFalse(ending.is_alive())
