@@ -428,9 +428,9 @@ class TestExamples(BaseTestCase):
         token = self.call("refresh_tokens", 200, "/auth/refresh", refresh)["auth_token"]
         self.call("ping_pong", 200, "/ping")
         self.call("get_service", 200, "/")
-        self.app.debug = False  # as in production
+        self.app.config["SHOW_VERSION"] = False  # as in production
         self.call("get_liveness", 200, "/health/live")
-        self.app.debug = True
+        self.app.config["SHOW_VERSION"] = True
         self.call("get_readiness", 200, "/health/ready")
         self.call("get_user_status", 200, "/auth/status", token=token)
         sessions = self.call("list_sessions", 200, "/auth/sessions", token=token)
