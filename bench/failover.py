@@ -86,8 +86,13 @@ class Agent(threading.Thread):
     def run(self) -> None:
         """Repeat the task of the subclass."""
         while not self._over.is_set():
-            with contextlib.suppress(_Abandoned):
+            try:
                 self._act()
+            except _Abandoned:
+                pass
+            except Exception as error:  # noqa: BLE001  # an answer without what the client needs
+                say(f"{type(self).__name__}: {error!r}")
+                self._record.broken[OTHER] += 1
             self._over.wait(PAUSE)
 
     def _act(self) -> None:

@@ -84,8 +84,12 @@ class Client(threading.Thread):
     def run(self) -> None:
         """Repeat the visit until `over` is set."""
         while not self._over.is_set():
-            with contextlib.suppress(_Lost):
+            try:
                 self._visit()
+            except _Lost:
+                pass
+            except Exception as error:  # noqa: BLE001  # an answer without what the client needs
+                self.losses.append(repr(error))
 
     def _visit(self) -> None:
         user = new_user()

@@ -120,13 +120,18 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
         self.port = server.port
         self.record = record
+        self.sent = 0.0
         self._connection: http.client.HTTPConnection | None = None
 
     def run(self) -> None:
         """Repeat the visit."""
         while not self.record.over.is_set():
-            with contextlib.suppress(Lost):
+            try:
                 self.visit()
+            except Lost:
+                pass
+            except Exception as error:  # noqa: BLE001  # each one is a fault
+                self.record.faults[f"{type(self).__name__}: {error!r}"] += 1
         if self._connection:
             self._connection.close()
 
@@ -135,8 +140,12 @@ class Client(threading.Thread):
         raise NotImplementedError
 
     def send(self, method: str, path: str, body: object = None, token: str = "") -> Any:
-        """Return the JSON of a success; raise Lost for anything else, and count what is a fault."""
+        """Return the JSON of a success; raise Lost for anything else, and count what is a fault.
+
+        `sent` is the time at which the request was sent, after a pause.
+        """
         time.sleep(PAUSE * random.uniform(0.5, 1.5))  # noqa: S311
+        self.sent = time.monotonic()
         headers = {"Content-Type": "application/json"} if body else {}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -182,12 +191,11 @@ class Visitor(Client):
         user = new_user()
         pair = self.send("POST", "/auth/register", user)
         for _ in range(5):
-            before = time.monotonic()
             self.send("GET", "/auth/status", token=pair["auth_token"])
             after = time.monotonic()
             self._cursor.execute("SELECT 1")
-            times = after - before - PAUSE, time.monotonic() - after
-            self.record.statuses.append((before, *times))
+            times = after - self.sent, time.monotonic() - after
+            self.record.statuses.append((self.sent, *times))
             pair = self.send("POST", "/auth/refresh", {"refresh_token": pair["refresh_token"]})
         credentials = {"email": user["email"], "password": PASSWORD}
         other = self.send("POST", "/auth/login", credentials)
@@ -373,7 +381,8 @@ def repeating(seconds: float, act: Callable[[], None], record: Record) -> Iterat
             try:
                 act()
             except Exception as error:  # noqa: BLE001  # each one is a fault
-                record.fault(f"{act.__name__}: {type(error).__name__}")
+                # Even right after a process was killed: this is no client of it.
+                record.faults[f"{act.__name__}: {error!r}"] += 1
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -455,9 +464,12 @@ def judge(record: Record, minutes: float) -> tuple[list[str], list[str]]:
         memory, half = slope([(each.at / 3_600, each.memory) for each in settled])
         now = statistics.fmean(each.memory for each in last)
         rows.append(f"| {name}: memory | {now:.0f} MiB, {memory:+.1f} ± {half:.1f} MiB an hour |")
-        grown = (memory - half) * (settled[-1].at - settled[0].at) / 3_600
-        if grown > MORE_MEMORY * now:
+        hours = (settled[-1].at - settled[0].at) / 3_600
+        grown, doubt = memory * hours, half * hours
+        if grown > max(MORE_MEMORY * now, doubt):
             broken.append(f"{name}: {grown:.1f} MiB more")
+        elif doubt > MORE_MEMORY * now:
+            broken.append(f"{name}: growth cannot be told, {grown:+.1f} ± {doubt:.1f} MiB")
         for unit in ("descriptors", "threads"):
             before, after = (max(getattr(each, unit) for each in part) for part in (first, last))
             rows.append(f"| {name}: {unit}, at most, first and last third | {before}, {after} |")

@@ -406,7 +406,7 @@ class BaseConfig(BaseModel):
         None, ge=1, le=65_535, description="port on which `serve` exposes /metrics for Prometheus"
     )
     GRANIAN_WORKERS: int = Field(2, ge=1, le=256, description="server processes")
-    GRANIAN_BLOCKING_THREADS: int = Field(16, ge=2, le=256, description="requests in work")
+    GRANIAN_BLOCKING_THREADS: int = Field(16, ge=2, le=256, description="hash slots of a process")
 
     @computed_field  # type: ignore[prop-decorator]  # mypy does not support decorated properties
     @property

@@ -125,7 +125,7 @@ def init_app(app: Flask, *, application_name: str) -> None:
     PostgreSQL shows `application_name` in pg_stat_activity.
     """
     url = make_url(app.config["SQLALCHEMY_DATABASE_URI"])
-    # One connection for each request that a process works on at once.
+    # Each of the two pools has as many connections as the process has slots to hash.
     pool_size = app.config["GRANIAN_BLOCKING_THREADS"]
     on_postgresql = url.drivername.startswith("postgresql")
     options = _postgresql_options(pool_size) if on_postgresql else _sqlite_options(pool_size)

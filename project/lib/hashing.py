@@ -81,7 +81,7 @@ def init_app(app: Flask) -> None:
     """Bind bcrypt to `app` and create its pool.
 
     Unless BCRYPT_THREADS is set, a process has as many hashing threads as its share of the cores.
-    The pool has a slot for each request that the process works on at once.
+    The pool has GRANIAN_BLOCKING_THREADS slots.
     """
     bcrypt.init_app(app)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
