@@ -301,14 +301,8 @@ def clients(ports: list[int], record: Record) -> Iterator[None]:
     over = threading.Event()
     agents: list[Agent] = [Client(ports, record, over) for _ in range(CLIENTS)]
     agents += [Watcher(ports, record, over), Pinger(ports, record, over)]
-    for agent in agents:
-        agent.start()
-    try:
+    with load.running(agents, over):
         yield
-    finally:
-        over.set()
-        for agent in agents:
-            agent.join(60)
 
 
 def first_commit(machines: list[Machine]) -> float:

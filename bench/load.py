@@ -2,15 +2,18 @@
 
 `closed` keeps a number of clients busy without pause. `paced` sends at a steady rate, however slow
 the responses are. Run each in its own process. Times are in seconds unless named _ms.
+`running` runs clients that are threads.
 """
 
 import itertools
 import math
 import select
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -41,6 +44,19 @@ class Outcome:
             for status, count in self.statuses.items()
             if status != BUSY and not _succeeded(status)
         }
+
+
+@contextmanager
+def running(clients: Sequence[threading.Thread], over: threading.Event) -> Iterator[None]:
+    """Run the clients while the context lasts; they end when `over` is set."""
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for client in clients:
+            client.join(60)
 
 
 def closed(

@@ -25,6 +25,7 @@ import psycopg2
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, make_url
 
+from bench.load import running
 from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.servers import database, url_text
 from project import create_app
@@ -129,14 +130,8 @@ def load(url: str, tables: set[str], users: int) -> Iterator[list[Client]]:
     """Run the clients while the context lasts."""
     over = threading.Event()
     clients = [Client(url, tables, users, over) for _ in range(CLIENTS)]
-    for client in clients:
-        client.start()
-    try:
+    with running(clients, over):
         yield clients
-    finally:
-        over.set()
-        for client in clients:
-            client.join(60)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from typing import Any
 
 from sqlalchemy import URL, make_url
 
+from bench.load import running
 from bench.proxies import FILES, await_port, free_ports, proxy
 from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.servers import PASSWORD, ROOT, database, new_user, url_text
@@ -138,14 +139,8 @@ def load(port: int) -> Iterator[list[Client]]:
     """Run the clients while the context lasts; every second one keeps its connection."""
     over = threading.Event()
     clients = [Client(port, over, keep_alive=bool(each % 2)) for each in range(CLIENTS)]
-    for client in clients:
-        client.start()
-    try:
+    with running(clients, over):
         yield clients
-    finally:
-        over.set()
-        for client in clients:
-            client.join(60)
 
 
 def steps(servers: list[Server], seconds: float, rotation: bool) -> Iterator[str]:

@@ -25,6 +25,7 @@ from typing import Any
 import jwt
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 
+from bench.load import running
 from bench.proxies import free_ports, proxy
 from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.rolling import Client, Server
@@ -147,9 +148,7 @@ def run(engine: Engine, environment: dict[str, str], port: int, ahead: float) ->
         for verifier in (stock, example)
         for _ in range(OF_EACH_KIND)
     ]
-    for service in services:
-        service.start()
-    try:
+    with running(services, over):
         time.sleep(WARM)  # they fetch the keys just before another one is published
         begun = time.monotonic()
         for number in range(ROTATIONS):
@@ -160,10 +159,6 @@ def run(engine: Engine, environment: dict[str, str], port: int, ahead: float) ->
         while time.monotonic() < end:
             time.sleep(min(10, ahead / 10))
             say(f"{sum(sum(service.verified.values()) for service in services):,} verifications")
-    finally:
-        over.set()
-        for service in services:
-            service.join(60)
     return services
 
 

@@ -30,6 +30,7 @@ from typing import Any
 import psycopg2
 from sqlalchemy import URL, make_url
 
+from bench.load import running
 from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.servers import PASSWORD, ROOT, Server, database, new_user, service, serving, url_text
 from bench.servers import http as raw_request
@@ -408,8 +409,7 @@ def soak(server_url: URL, minutes: float, record: Record) -> None:
         for kind, count in ((Returning, RETURNING), (Bad, 2), (Idle, IDLE), (Silent, SILENT)):
             clients += [kind(server, record) for _ in range(count)]
         clients += [Slow(server, record) for _ in range(2)]
-        for client in clients:
-            client.start()
+        stack.enter_context(running(clients, record.over))
         period = min(60.0, minutes * 60 / 4)
         for seconds, act in (
             (min(5.0, period / 4), operator.measure),
@@ -421,9 +421,6 @@ def soak(server_url: URL, minutes: float, record: Record) -> None:
         for minute in range(math.ceil(minutes)):
             time.sleep(min(1.0, minutes - minute) * 60)
             say(f"minute {minute + 1}: {dict(record.answers)} {dict(record.faults)}")
-        record.over.set()
-        for client in clients:
-            client.join(60)
 
 
 def slope(points: Sequence[tuple[float, float]], blocks: int = 10) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from project import models  # noqa: F401  # registers the tables in the metadata
 from project.extensions import db
+from project.lib import database
 
 # An arbitrary number, which identifies the lock that concurrent migrations wait for.
 ADVISORY_LOCK = 7_201_712
@@ -91,7 +92,7 @@ def run_until_locked(connection: Connection) -> None:
         try:
             run(connection)
         except OperationalError as error:
-            locked = getattr(error.orig, "pgcode", None) == LOCK_NOT_AVAILABLE
+            locked = database.sqlstate(error) == LOCK_NOT_AVAILABLE
             if not locked or attempt == LOCK_ATTEMPTS:
                 raise
             connection.rollback()

@@ -71,7 +71,7 @@ class Request(flask.Request):
         # The ID is no secret; reading the kernel's randomness would release the GIL.
         return f"{random.getrandbits(128):032x}"  # nosec B311
 
-    @property
+    @cached_property
     def trace_id(self) -> str | None:
         """Return the ID of the trace in the header traceparent, or None if it is not valid."""
         parent = _TRACEPARENT.fullmatch(self.environ.get("HTTP_TRACEPARENT", ""))
