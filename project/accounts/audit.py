@@ -158,6 +158,7 @@ _INSERT = (
     insert(events_table)
     .values(user_id=_existing_user("user"), actor_id=_existing_user("actor"))
     .returning(_columns.id, _columns.user_id, _columns.actor_id)
+    .execution_options(prepare=True)
 )
 
 

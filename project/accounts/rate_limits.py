@@ -58,7 +58,11 @@ _TAKE_OFF = (
     .where(_throttles.key == bindparam("counted"), _throttles.attempts > 0)
     .values(attempts=_throttles.attempts - 1, paused_until=_NOT_PAUSED)
 )
-_DELETE = delete(throttles_table).where(_throttles.key == bindparam("counted"))
+_DELETE = (
+    delete(throttles_table)
+    .where(_throttles.key == bindparam("counted"))
+    .execution_options(prepare=True)
+)
 _KNOWN = select(_known.account).where(
     _known.account == bindparam("account"),
     _known.network == bindparam("network"),
@@ -313,7 +317,8 @@ def _remembering() -> Executable:
         account=bindparam("account"), network=bindparam("network"), last_login_at=at
     )
     keys = [_known.account, _known.network]
-    return new.on_conflict_do_update(index_elements=keys, set_={"last_login_at": at})
+    replacing = new.on_conflict_do_update(index_elements=keys, set_={"last_login_at": at})
+    return replacing.execution_options(prepare=True)
 
 
 def _remember(account: str, network: str) -> None:

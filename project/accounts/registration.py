@@ -6,7 +6,7 @@ Functions here write and may flush. The caller commits; a refusal commits its ow
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from sqlalchemy import or_, select
+from sqlalchemy import insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from project import errors
@@ -22,6 +22,8 @@ from project.extensions import db
 from project.lib import database
 from project.mail import outbox
 from project.models import User, username_key, users_table
+
+_INSERT = insert(users_table).returning(*users_table.c).execution_options(prepare=True)
 
 
 def register(
@@ -123,8 +125,10 @@ def add(
 
 
 def _insert(user: User) -> None:
-    db.session.add(user)
-    db.session.flush()
+    """Add a user's row, and give the user the values of its columns."""
+    given = {name: value for name, value in vars(user).items() if name in users_table.c}
+    for name, value in db.session.execute(_INSERT, given).one()._mapping.items():
+        setattr(user, name, value)
 
 
 def taken_names(

@@ -124,6 +124,7 @@ _START = (
         .with_for_update(read=True),
     )
     .returning(*_sessions)
+    .execution_options(prepare=True)
 )
 _ROTATE = (
     update(sessions_table)

@@ -15,9 +15,10 @@ from werkzeug.routing import MapAdapter
 from project.api import access_log, error_handlers, openapi, requests
 from project.api.responses import OrjsonProvider, Response
 from project.extensions import db
-from project.lib import database
+from project.lib import database, postgresql
 
-REPEATED_WITHIN = 1.0  # seconds from the call of a view
+# Seconds from the call of a view until it is not repeated, and until it does not wait any longer.
+REPEATED_WITHIN, DATABASE_DEADLINE = 1.0, 3.5
 
 
 class NoSession(SessionInterface):
@@ -70,9 +71,11 @@ class UsersService(OpenAPI):
         """Return the response of the requested view, which is called again where that is safe.
 
         `database.is_repeatable` says where. A request that has taken longer than REPEATED_WITHIN is
-        not repeated: the client gets its 503 within the time that is promised.
+        not repeated, and after DATABASE_DEADLINE it waits no longer for a database that may be
+        hanging: the client gets its 503 within five seconds.
         """
         began_at = time.monotonic()
+        postgresql.set_deadline(began_at + DATABASE_DEADLINE)
         try:
             return super().dispatch_request()
         except DBAPIError as error:

@@ -60,7 +60,7 @@ log = structlog.get_logger()
 READ = "read"
 PROBE = "probe"  # for readiness; requests do not use it
 
-POOL_TIMEOUT = 3  # seconds to wait for a connection of the pool
+POOL_TIMEOUT = 1  # seconds to wait for a connection of the pool
 POOL_RECYCLE = 1_800  # seconds a connection lives
 BUSY_TIMEOUT = 3.0  # seconds to wait for SQLite's lock
 STREAMED_AT_ONCE = 2_000  # rows
@@ -93,9 +93,11 @@ def _reading(options: dict[str, Any], url: URL) -> dict[str, Any]:
     """Return the options of an engine in AUTOCOMMIT, and so without rollbacks."""
     connect_args = dict(options["connect_args"])
     if "connection_factory" in connect_args:
-        # A plan made while a table is small must be good when the table is large.
+        # A plan made while a table is small must be good when the table is large. The only writes
+        # are counts of attempts, which wait neither for the disk nor for a standby: a crash of
+        # PostgreSQL may lose those of the last second.
         given = url.query.get("options") or os.environ.get("PGOPTIONS", "")
-        connect_args["options"] = f"-c enable_seqscan=off {given}"
+        connect_args["options"] = f"-c enable_seqscan=off -c synchronous_commit=off {given}"
     return options | {
         "isolation_level": "AUTOCOMMIT",
         "pool_reset_on_return": None,
@@ -151,6 +153,7 @@ def init_app(app: Flask, *, application_name: str) -> None:
                 event.listen(engine, "do_connect", hosts.connect)
                 event.listen(engine, "handle_error", hosts.drop_read_only_connection)
             event.listen(db.engine, "commit", _note_commit)
+            event.listen(db.engine, "do_execute", postgresql.execute_prepared_write)
             event.listen(db.engines[READ], "do_execute", postgresql.execute_prepared)
         else:
             event.listen(db.engine, "connect", _prepare_sqlite_writer)
@@ -366,11 +369,12 @@ def is_repeatable(error: DBAPIError) -> bool:
 def _is_transient(error: DBAPIError) -> bool:
     """Return whether the same statements may succeed on another connection.
 
-    They may if PostgreSQL cancelled the transaction, and if the connection was dead or refused
-    writes. A timeout is left to the client: another one would take too long.
+    They may if PostgreSQL cancelled the transaction, and if the connection was dead, refused writes
+    or has lost its prepared statements. A timeout is left to the client: another one would take too
+    long.
     """
     dead = error.connection_invalidated and not isinstance(error.orig, postgresql.AnswerTimeout)
-    return dead or sqlstate(error) in postgresql.CANCELLED
+    return dead or sqlstate(error) in postgresql.CANCELLED | postgresql.NOT_PREPARED
 
 
 def _note_commit(_connection: Connection) -> None:

@@ -6,6 +6,7 @@ project/lib/database.py sets them up.
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import re
 import select
@@ -16,7 +17,8 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from sqlalchemy.engine.interfaces import ExceptionContext
+from flask import g
+from sqlalchemy.engine.interfaces import ExceptionContext, ExecutionContext
 
 SUSPICION = 0.5  # seconds without an answer after which PostgreSQL may be hanging
 ANSWER_TIMEOUT = 2.0  # seconds to wait for PostgreSQL to answer one statement
@@ -31,6 +33,7 @@ CANCELLED = {"40001", "40P01", "57P01"}
 # not exist; it exists already; its result has changed.
 NOT_PREPARED = {"26000", "42P05", "0A000"}
 
+_PREPARABLE = "SELECT", "INSERT", "DELETE"
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s|%%")
 
 
@@ -42,6 +45,7 @@ class TimeLimitedConnection(psycopg2.extensions.connection):
 
     answer_timeout: float | None = ANSWER_TIMEOUT
     needs_slot = True  # whether a wait takes a slot of `WaitLimit`
+    prepares_writes = True  # whether prepared statements work in transactions
 
     def __init__(self, connect_timeout: float, *args: Any) -> None:
         """Connect as psycopg2 does in at most `connect_timeout` seconds."""
@@ -62,6 +66,11 @@ class AnswerTimeout(psycopg2.OperationalError):
     """PostgreSQL did not answer in time; the connection has been shut down."""
 
 
+def set_deadline(moment: float) -> None:
+    """Set when the present request stops waiting for PostgreSQL, in seconds of time.monotonic."""
+    g.database_deadline = moment
+
+
 class WaitLimit:
     """Limits how long connections wait for PostgreSQL, and how many wait at once while it hangs.
 
@@ -80,7 +89,8 @@ class WaitLimit:
 
         After SUSPICION seconds the wait goes on only if one of the slots is free. While no
         connection gets an answer, that is so from the beginning. So a database that hangs leaves
-        threads for requests that do not need it.
+        threads for requests that do not need it. After the deadline of a request (`set_deadline`),
+        none of its waits goes on after SUSPICION seconds.
         """
         began = time.monotonic()
         while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
@@ -118,7 +128,8 @@ class WaitLimit:
         if needs_slot and not self._slots.acquire(blocking=False):
             return False
         try:
-            return bool(poller.poll(max(0.0, began + timeout - time.monotonic()) * 1000))
+            until = min(began + timeout, g.get("database_deadline", math.inf) if g else math.inf)
+            return bool(poller.poll(max(0.0, until - time.monotonic()) * 1000))
         finally:
             if needs_slot:
                 self._slots.release()
@@ -222,14 +233,14 @@ def _reason(error: psycopg2.Error, host: dict[str, Any]) -> str:
 def execute_prepared(
     cursor: Any, statement: str, parameters: dict[str, Any], _context: object
 ) -> bool:
-    """Execute a SELECT or an INSERT as a prepared statement; return False for SQLAlchemy to do it.
+    """Execute a statement as a prepared one, if it can be; return False for SQLAlchemy to do it.
 
     PostgreSQL takes longer to plan a lookup in two tables than to execute it, and psycopg2 has
     every execution planned. A connection on which prepared statements fail continues without them:
     PgBouncer in transaction mode sends each statement over another connection.
     """
     connection: TimeLimitedConnection = cursor.connection
-    if connection.prepared is None or not statement.startswith(("SELECT", "INSERT")):
+    if connection.prepared is None or not statement.startswith(_PREPARABLE):
         return False
     try:
         if statement not in connection.prepared:
@@ -239,8 +250,23 @@ def execute_prepared(
         if error.pgcode not in NOT_PREPARED:
             raise
         connection.prepared = None
+        if not connection.autocommit:
+            # The transaction is lost. When the request is repeated, no connection may fail again.
+            TimeLimitedConnection.prepares_writes = False
+            raise
         return False
     return True
+
+
+def execute_prepared_write(
+    cursor: Any, statement: str, parameters: dict[str, Any], context: ExecutionContext
+) -> bool:
+    """Do the same in a transaction, with a statement that has the execution option `prepare`.
+
+    Not with every statement: the text of some depends on how many rows or values they have.
+    """
+    wanted = TimeLimitedConnection.prepares_writes and context.execution_options.get("prepare")
+    return bool(wanted) and execute_prepared(cursor, statement, parameters, context)
 
 
 def _prepare(cursor: Any, statement: str) -> str:
