@@ -263,10 +263,14 @@ def execute_prepared_write(
 ) -> bool:
     """Do the same in a transaction, with a statement that has the execution option `prepare`.
 
-    Not with every statement: the text of some depends on how many rows or values they have.
+    The text of the other statements depends on how many rows or values they have. Only requests
+    prepare them: they have a deadline, and are repeated if that fails; commands are not.
     """
-    wanted = TimeLimitedConnection.prepares_writes and context.execution_options.get("prepare")
-    return bool(wanted) and execute_prepared(cursor, statement, parameters, context)
+    is_request = bool(g) and "database_deadline" in g
+    wanted = is_request and context.execution_options.get("prepare")
+    if not (wanted and TimeLimitedConnection.prepares_writes):
+        return False
+    return execute_prepared(cursor, statement, parameters, context)
 
 
 def _prepare(cursor: Any, statement: str) -> str:
