@@ -406,6 +406,7 @@ class Server(NamedTuple):
     encrypted: bool
     standby: bool
     read_only: bool  # whether a setting makes transactions read-only
+    encoding: str  # of the database
 
 
 def _database(config: Config) -> Iterator[Finding]:
@@ -543,6 +544,7 @@ _SERVER = text(
         current_setting('is_superuser') = 'on' AS superuser,
         pg_is_in_recovery() AS standby,
         current_setting('default_transaction_read_only') = 'on' AS read_only,
+        current_setting('server_encoding') AS encoding,
         least(
             current_setting('max_connections')::integer
             - current_setting('superuser_reserved_connections')::integer
@@ -569,6 +571,7 @@ def _inspect_server(connection: Connection) -> Server:
         encrypted=raw.info.ssl_in_use,
         standby=row.standby,
         read_only=row.read_only,
+        encoding=row.encoding,
     )
 
 
@@ -600,6 +603,7 @@ def server_findings(
     else:
         yield ok("The clocks of this machine and of the database agree to the second.")
     yield _writes(server)
+    yield _encoding(server)
     yield _connections(server, config)
     if server.superuser:
         yield note(
@@ -626,19 +630,31 @@ def _writes(server: Server) -> Finding:
     return ok("The database accepts writes.")
 
 
+def _encoding(server: Server) -> Finding:
+    if server.encoding != "UTF8":
+        return wrong(
+            f"The encoding of the database is {server.encoding}: requests with other characters,"
+            " such as those of a username, are answered with 500. Make the database again, with"
+            " createdb --encoding UTF8 --template template0"
+        )
+    return ok("The encoding of the database is UTF8.")
+
+
 def _connections(server: Server, config: Config) -> Finding:
     workers, threads = config["GRANIAN_WORKERS"], config["GRANIAN_BLOCKING_THREADS"]
     needed = workers * (2 * threads + 1)
     if server.pooled:
         return ok("A pooler shares the connections to the database.")
     allowed = f"PostgreSQL allows this role {server.connections} connections"
-    if needed > server.connections:
+    servers = server.connections // needed
+    if not servers:
         return wrong(
-            f"{allowed}, and this server may open {needed}: {workers} processes that work"
+            f"{allowed}, and a server may open {needed}: {workers} processes that work"
             f" on {threads} requests each, two connections for each request and one more. Raise"
             " max_connections, or lower GRANIAN_WORKERS or GRANIAN_BLOCKING_THREADS."
         )
-    return ok(f"{allowed}, and this server opens at most {needed}.")
+    number = "1 server" if servers == 1 else f"{servers} servers"
+    return ok(f"{allowed}, and a server opens at most {needed}: enough for {number}.")
 
 
 def _encryption(server: Server, mode: str) -> Finding:

@@ -35,15 +35,18 @@ DEFAULTS = {
 
 
 @contextlib.contextmanager
-def database() -> Iterator[str]:
-    """Yield the URL of an empty database of the kind that the tests run on; drop it afterwards."""
+def database(options: str = "") -> Iterator[str]:
+    """Yield the URL of an empty database of the kind that the tests run on; drop it afterwards.
+
+    `options` are those of CREATE DATABASE in PostgreSQL.
+    """
     if not ON_POSTGRESQL:
         with tempfile.TemporaryDirectory() as folder:
             yield f"sqlite:///{folder}/scratch.db"
         return
     server = os.environ["DATABASE_TEST_URL"].strip()
     name = f"scratch_{secrets.token_hex(6)}"
-    execute(server, f"CREATE DATABASE {name}")
+    execute(server, f"CREATE DATABASE {name} {options}")
     try:
         url = make_url(server).set(database=name)
         yield url.render_as_string(hide_password=False)

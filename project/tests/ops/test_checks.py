@@ -49,6 +49,7 @@ GOOD_SERVER = Server(
     encrypted=True,
     standby=False,
     read_only=False,
+    encoding="UTF8",
 )
 
 
@@ -88,6 +89,18 @@ class TestCommand(unittest.TestCase):
         self.assertGreater(sum(line.startswith("ok  ") for line in lines), 7)
         for line in lines[:-2]:
             self.assertRegex(line, r"\A(ok|note) +[A-Z].*\.\Z")
+
+    @unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
+    def test_encoding(self) -> None:
+        """A database with another encoding than UTF8 is wrong, also if every migration has run."""
+        url = self.enterContext(scratch.database("ENCODING SQL_ASCII TEMPLATE template0"))
+        settings = PRODUCTION | {"DATABASE_URL": url, "BCRYPT_LOG_ROUNDS": "10"}
+        migrated = scratch.manage("db", "upgrade", **settings)
+        self.assertEqual(0, migrated.returncode, migrated.stderr)
+
+        (line,) = self.wrong(self.check(1, **settings))
+
+        self.assertIn("The encoding of the database is SQL_ASCII", line)
 
     def test_refused(self) -> None:
         """Settings with which the service would not start get a line each."""
@@ -370,7 +383,7 @@ class TestFindings(FindingsTestCase):
         scratch.execute(
             self.url, f"ALTER DATABASE {make_url(self.url).database} CONNECTION LIMIT 65"
         )
-        self.assert_found(PRODUCTION, "allows this role 65 connections, and this server may")
+        self.assert_found(PRODUCTION, "allows this role 65 connections, and a server may")
         self.assert_found(PRODUCTION | {"GRANIAN_WORKERS": "1"}, "opens at most 33", Verdict.OK)
 
 
@@ -777,7 +790,10 @@ class TestServer(unittest.TestCase):
             ({"standby": True}, "verify-full", Verdict.WRONG, "target_session_attrs=read-write"),
             ({"read_only": True}, "verify-full", Verdict.WRONG, "default_transaction_read_only"),
             ({"connections": 65}, "verify-full", Verdict.WRONG, "may open 66"),
-            ({"connections": 66}, "verify-full", Verdict.OK, "at most 66"),
+            ({"connections": 66}, "verify-full", Verdict.OK, "at most 66: enough for 1 server."),
+            ({"connections": 131}, "verify-full", Verdict.OK, "enough for 1 server."),
+            ({"connections": 132}, "verify-full", Verdict.OK, "enough for 2 servers."),
+            ({"encoding": "LATIN1"}, "verify-full", Verdict.WRONG, "is LATIN1"),
             ({"connections": 10, "pooled": True}, "verify-full", Verdict.OK, "pooler"),
             ({}, "require", Verdict.NOTE, "sslmode=require"),
             ({"encrypted": False, "address": "8.8.8.8"}, "", Verdict.WRONG, "8.8.8.8 is not"),
