@@ -47,12 +47,14 @@ def configuration(name: str, folder: Path, ports: list[int], port: int) -> list[
         "127.0.0.1:5002": f"127.0.0.1:{ports[1]}",
         **{
             "nginx": {
+                "    listen 80;\n    listen [::]:80;\n": "",
+                "    listen [::]:443 ssl;\n": "",
                 "listen 443": f"listen 127.0.0.1:{port}",
                 "/etc/ssl/users.pem": certificate_file,
                 "/etc/ssl/users.key": key_file,
             },
             "haproxy": {
-                "bind :443": f"bind 127.0.0.1:{port}",
+                "bind :::443 v4v6": f"bind 127.0.0.1:{port}",
                 "/etc/haproxy/users.pem": str(both),
                 # This needs root.
                 "    user haproxy\n    group haproxy\n    chroot /var/lib/haproxy\n": "",
