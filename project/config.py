@@ -405,6 +405,9 @@ class BaseConfig(BaseModel):
     METRICS_PORT: int | None = Field(
         None, ge=1, le=65_535, description="port on which `serve` exposes /metrics for Prometheus"
     )
+    DRAIN_FILE: Path | None = Field(
+        None, description="file during whose existence /health/ready is 503, before a stop"
+    )
     GRANIAN_WORKERS: int = Field(2, ge=1, le=256, description="server processes")
     GRANIAN_BLOCKING_THREADS: int = Field(16, ge=2, le=256, description="hash slots of a process")
 

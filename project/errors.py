@@ -396,6 +396,14 @@ class MfaNotConfigured(ServiceError):
     message = "The service cannot use authenticators."
 
 
+class Draining(ServiceError):
+    """The operator is about to stop the server (DRAIN_FILE), which still answers requests."""
+
+    status = 503
+    code = "draining"
+    message = "The server is about to stop."
+
+
 class DatabaseNotMigrated(ServiceError):
     """The database answers, but this code cannot work with its schema."""
 

@@ -25,9 +25,11 @@ def get_liveness() -> Response:
 
 
 @health_blueprint.get("/ready")
-@responses.returns(200, schemas.Probe, errors.DatabaseUnavailable, errors.DatabaseNotMigrated)
+@responses.returns(
+    200, schemas.Probe, errors.DatabaseUnavailable, errors.DatabaseNotMigrated, errors.Draining
+)
 def get_readiness() -> Response:
-    """Check that the database is available and migrated.
+    """Check that the database is available and migrated, and that no stop is announced.
 
     A process that is not ready should receive no requests.
     """

@@ -3,6 +3,7 @@
 A process is ready while its database answers, has the tables that this code works with, and is not
 a standby. Load does not count: taking a slow server out of rotation makes the others slower. Nor
 does a primary that an operator has made read-only: no other server could do more than this one.
+Before a server stops, the operator creates DRAIN_FILE: it is then not ready, but serves on.
 
 One thread examines the database, on a connection of its own. So readiness probes take no resources
 from requests, are answered in time whatever the database does, and cost the same however many
@@ -12,13 +13,14 @@ there are.
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import structlog
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from project.errors import DatabaseNotMigrated, DatabaseUnavailable, ServiceError
+from project.errors import DatabaseNotMigrated, DatabaseUnavailable, Draining, ServiceError
 from project.extensions import db
 from project.lib import database
 from project.lib.app_state import AppState
@@ -99,6 +101,9 @@ def init_app(app: Flask) -> None:
 
 
 def check() -> None:
-    """Raise DatabaseUnavailable or DatabaseNotMigrated unless this process is ready."""
+    """Raise Draining, DatabaseUnavailable or DatabaseNotMigrated unless this process is ready."""
+    drain_file: Path | None = current_app.config["DRAIN_FILE"]
+    if drain_file and drain_file.exists():
+        raise Draining(retry_after=RETRY_AFTER)
     if obstacle := _readiness.get().obstacle():
         raise obstacle(retry_after=RETRY_AFTER)

@@ -281,7 +281,7 @@ class TestEnvironment(ConfigTestCase):
                     self.assert_refused(ProductionConfig, PRODUCTION | {name: value}, name, value)
 
     def test_values_are_cast(self) -> None:
-        """Numbers and booleans are cast."""
+        """Numbers, booleans and paths are cast."""
         config = ProductionConfig.from_environment(
             PRODUCTION
             | {
@@ -290,17 +290,19 @@ class TestEnvironment(ConfigTestCase):
                 "BCRYPT_LOG_ROUNDS": "12",
                 "USERS_API_OPEN": "true",
                 "LOG_LEVEL": "Warning",
+                "DRAIN_FILE": "/run/users-1/drain",
             }
         )
 
         self.assertEqual(
-            (1, 30, 12, True, "WARNING"),
+            (1, 30, 12, True, "WARNING", Path("/run/users-1/drain")),
             (
                 config.TOKEN_EXPIRATION_DAYS,
                 config.TOKEN_EXPIRATION_SECONDS,
                 config.BCRYPT_LOG_ROUNDS,
                 config.USERS_API_OPEN,
                 config.LOG_LEVEL,
+                config.DRAIN_FILE,
             ),
         )
 

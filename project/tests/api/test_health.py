@@ -1,11 +1,13 @@
 """Health: load balancers and orchestrators get a response in time, whatever the database does."""
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -40,6 +42,13 @@ class HealthTestCase(ScratchTestCase):
         """Check that the process is ready."""
         response = self.ready()
         self.assertEqual(200, response.status_code, response.get_data(as_text=True))
+
+    def drain(self) -> Path:
+        """Announce a stop, and return the file that does."""
+        file = Path(self.enterContext(tempfile.TemporaryDirectory()), "drain")
+        self.app.config["DRAIN_FILE"] = file
+        file.touch()
+        return file
 
     def execute(self, statement: str, **parameters: str) -> None:
         """Execute a statement on the database, unknown to the service."""
@@ -91,6 +100,29 @@ class TestResponses(HealthTestCase):
 
         self.assertEqual(200, client.get("/health/live").status_code)
         self.assert_unavailable(client.get("/health/ready"))
+
+    def test_draining(self) -> None:
+        """While DRAIN_FILE exists a process is not ready, but alive, and it serves as before."""
+        self.assert_ready()
+        file = self.drain()
+        data = self.assert_error(self.ready(), errors.Draining)
+        self.assertEqual({"status", "message", "code", "request_id"}, set(data))
+        self.assertGreater(int(self.ready().headers["Retry-After"]), 0)
+        for path in ("/", "/ping", "/health/live", "/users"):
+            with self.subTest(path):
+                self.assertEqual(200, self.get(path).status_code)
+        self.assertEqual(201, self.add("ada").status_code)
+
+        file.unlink()
+        self.assert_ready()
+
+    def test_draining_before_the_database(self) -> None:
+        """A process that drains does not examine its database."""
+        self.drain()
+        with mock.patch("project.lib.database.schema") as examined:
+            self.assert_error(self.ready(), errors.Draining)
+
+        examined.assert_not_called()
 
     def test_unexpected_error(self) -> None:
         """An unexpected error is a 500, and the next probe checks anew."""
@@ -261,6 +293,17 @@ class TestProxiedDatabase(ProxiedDatabaseTestCase, HealthTestCase):
                     self.assertEqual(200, self.get("/health/live").status_code)
                     self.proxy.thaw()
                     self.wait_until_ready()
+
+    def test_draining(self) -> None:
+        """A process that drains says so at once, also while its database hangs or is away."""
+        self.assert_ready()
+        self.drain()
+        for fault in (self.proxy.freeze, self.proxy.cut):
+            fault()
+            with self.subTest(fault.__name__):
+                seconds = self.seconds(lambda: self.assert_error(self.ready(), errors.Draining))
+                self.assertLess(seconds, 0.3)
+        self.proxy.thaw()
 
     def wait_until_ready(self) -> None:
         """Wait until the check that hung has ended, and check that the process is ready."""

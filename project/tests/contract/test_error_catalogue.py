@@ -81,6 +81,7 @@ CATALOGUE: dict[str, tuple[int, str, str]] = {
     "Busy": (503, "busy", "The service is busy. Please try again."),
     "MailNotConfigured": (503, "mail_not_configured", "The service cannot send email."),
     "MfaNotConfigured": (503, "mfa_not_configured", "The service cannot use authenticators."),
+    "Draining": (503, "draining", "The server is about to stop."),
     "DatabaseNotMigrated": (
         503,
         "database_not_migrated",
