@@ -2,7 +2,8 @@
 
 Two servers run behind a proxy of deploy/ on one PostgreSQL. Clients register, log in, get their
 status, refresh and log out without pause, while the servers are restarted one after the other,
-first without changes and then through the steps of a rotation of SECRET_KEY. Every response that is
+first without changes and then through the steps of a rotation of SECRET_KEY. Before a server stops,
+it drains, as the unit of deploy/systemd has it. Every response that is
 not a success is a loss. Each request also claims another address, which no server may believe.
 """
 
@@ -31,6 +32,7 @@ from bench.report import add_database_url, exit_on_sigterm, machine, say
 from bench.servers import PASSWORD, ROOT, database, new_user, url_text
 
 CLIENTS = 8
+DRAIN = 3.0  # seconds, as in deploy/systemd/users@.service
 FORGED = "203.0.113.9"  # the address that each request claims
 
 
@@ -41,12 +43,14 @@ class Server:
         self.port = port
         self.settings = settings
         self._log = log.open("ab")
+        self._drain_file = log.with_suffix(".drain")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, **changes: str) -> None:
         """Apply these changes of settings, start the server, and wait until it is ready."""
         self.settings |= changes
         environment = {**os.environ, "GRANIAN_PORT": str(self.port), **self.settings}
+        environment["DRAIN_FILE"] = str(self._drain_file)
         command = [sys.executable, "manage.py", "serve"]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=self._log, stderr=self._log
@@ -66,8 +70,11 @@ class Server:
             self._process = None
 
     def restart(self, **changes: str) -> None:
-        """Stop the server, and start it with these changes of settings."""
+        """Drain and stop the server, and start it with these changes of settings."""
+        self._drain_file.touch()
+        time.sleep(DRAIN)
         self.stop()
+        self._drain_file.unlink()
         self.start(**changes)
 
 
