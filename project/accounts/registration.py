@@ -125,7 +125,10 @@ def add(
 
 
 def _insert(user: User) -> None:
-    """Add a user's row, and give the user the values of its columns."""
+    """Add a user's row, and give the user the values of its columns.
+
+    The user does not join `db.session`, which stores no later change of an attribute.
+    """
     given = {name: value for name, value in vars(user).items() if name in users_table.c}
     for name, value in db.session.execute(_INSERT, given).one()._mapping.items():
         setattr(user, name, value)

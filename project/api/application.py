@@ -17,8 +17,7 @@ from project.api.responses import OrjsonProvider, Response
 from project.extensions import db
 from project.lib import database, postgresql
 
-# Seconds from the call of a view until it is not repeated, and until it does not wait any longer.
-REPEATED_WITHIN, DATABASE_DEADLINE = 1.0, 3.5
+REPEATED_WITHIN = 1.0  # seconds from the call of a view
 
 
 class NoSession(SessionInterface):
@@ -67,20 +66,24 @@ class UsersService(OpenAPI):
         """Return `func`; no view is async, and Flask's check would cost time in every request."""
         return func
 
+    def preprocess_request(self) -> ResponseReturnValue | None:
+        """Call the guards, within the time that a request may wait for PostgreSQL."""
+        postgresql.begin_request()
+        return super().preprocess_request()
+
     def dispatch_request(self) -> ResponseReturnValue:
         """Return the response of the requested view, which is called again where that is safe.
 
-        `database.is_repeatable` says where. A request that has taken longer than REPEATED_WITHIN is
-        not repeated, and after DATABASE_DEADLINE it waits no longer for a database that may be
-        hanging: the client gets its 503 within five seconds.
+        `database.is_repeatable` says where. The guards are not called again, and the body is kept.
+        A request that has taken longer than REPEATED_WITHIN is repeated only if prepared statements
+        were lost, which costs no time: otherwise its 503 would come too late.
         """
         began_at = time.monotonic()
-        postgresql.set_deadline(began_at + DATABASE_DEADLINE)
         try:
             return super().dispatch_request()
         except DBAPIError as error:
             in_time = time.monotonic() - began_at < REPEATED_WITHIN
-            if not (in_time and database.is_repeatable(error)):
+            if not (in_time or database.is_unprepared(error)) or not database.is_repeatable(error):
                 raise
         db.session.rollback()
         return super().dispatch_request()

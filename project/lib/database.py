@@ -60,7 +60,7 @@ log = structlog.get_logger()
 READ = "read"
 PROBE = "probe"  # for readiness; requests do not use it
 
-POOL_TIMEOUT = 1  # seconds to wait for a connection of the pool
+POOL_TIMEOUT = 2  # seconds to wait for a connection of the pool
 POOL_RECYCLE = 1_800  # seconds a connection lives
 BUSY_TIMEOUT = 3.0  # seconds to wait for SQLite's lock
 STREAMED_AT_ONCE = 2_000  # rows
@@ -84,7 +84,7 @@ def _sqlite_options(pool_size: int) -> dict[str, Any]:
     return {
         "pool_size": pool_size,
         "max_overflow": 0,
-        "pool_timeout": POOL_TIMEOUT,
+        "pool_timeout": BUSY_TIMEOUT,  # a connection waits for the lock
         "connect_args": {"timeout": BUSY_TIMEOUT},
     }
 
@@ -374,7 +374,12 @@ def _is_transient(error: DBAPIError) -> bool:
     long.
     """
     dead = error.connection_invalidated and not isinstance(error.orig, postgresql.AnswerTimeout)
-    return dead or sqlstate(error) in postgresql.CANCELLED | postgresql.NOT_PREPARED
+    return dead or is_unprepared(error) or sqlstate(error) in postgresql.CANCELLED
+
+
+def is_unprepared(error: DBAPIError) -> bool:
+    """Return whether a prepared statement does not exist on its connection, or not as it was."""
+    return sqlstate(error) in postgresql.NOT_PREPARED
 
 
 def _note_commit(_connection: Connection) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext, ExecutionContext
 
 SUSPICION = 0.5  # seconds without an answer after which PostgreSQL may be hanging
 ANSWER_TIMEOUT = 2.0  # seconds to wait for PostgreSQL to answer one statement
+REQUEST_TIMEOUT = 2.5  # seconds to wait for all answers to a request that take SUSPICION or longer
 CONNECT_TIMEOUT = 2.0  # seconds to connect to one of its hosts
 
 # SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -66,9 +67,14 @@ class AnswerTimeout(psycopg2.OperationalError):
     """PostgreSQL did not answer in time; the connection has been shut down."""
 
 
-def set_deadline(moment: float) -> None:
-    """Set when the present request stops waiting for PostgreSQL, in seconds of time.monotonic."""
-    g.database_deadline = moment
+def begin_request() -> None:
+    """Begin a request, which waits REQUEST_TIMEOUT in total, and whose writes are prepared."""
+    g.database_patience = REQUEST_TIMEOUT
+
+
+def _in_request() -> bool:
+    # Not flask.has_request_context: a command has one too.
+    return bool(g) and "database_patience" in g
 
 
 class WaitLimit:
@@ -89,8 +95,8 @@ class WaitLimit:
 
         After SUSPICION seconds the wait goes on only if one of the slots is free. While no
         connection gets an answer, that is so from the beginning. So a database that hangs leaves
-        threads for requests that do not need it. After the deadline of a request (`set_deadline`),
-        none of its waits goes on after SUSPICION seconds.
+        threads for requests that do not need it. A request that has used up REQUEST_TIMEOUT waits
+        no longer than SUSPICION for any further answer.
         """
         began = time.monotonic()
         while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
@@ -119,20 +125,23 @@ class WaitLimit:
         timeout = getattr(connection, "answer_timeout", None)
         if timeout is None:
             return bool(poller.poll())
-        patience = 0.0 if self._hangs else min(SUSPICION, timeout)
-        if poller.poll(patience * 1000):
+        at_first = 0.0 if self._hangs else min(SUSPICION, timeout)
+        if poller.poll(at_first * 1000):
             return True
         if self._answered_at < began:
             self._hangs = True
         needs_slot = getattr(connection, "needs_slot", False)
         if needs_slot and not self._slots.acquire(blocking=False):
             return False
+        patience = g.database_patience if _in_request() else math.inf
         try:
-            until = min(began + timeout, g.get("database_deadline", math.inf) if g else math.inf)
+            until = began + min(timeout, patience)
             return bool(poller.poll(max(0.0, until - time.monotonic()) * 1000))
         finally:
             if needs_slot:
                 self._slots.release()
+            if _in_request():
+                g.database_patience -= time.monotonic() - began
 
 
 def _shut_down(descriptor: int) -> None:
@@ -264,10 +273,10 @@ def execute_prepared_write(
     """Do the same in a transaction, with a statement that has the execution option `prepare`.
 
     The text of the other statements depends on how many rows or values they have. Only requests
-    prepare them: they have a deadline, and are repeated if that fails; commands are not.
+    prepare them, because they are repeated if that fails (`database.is_repeatable`). Afterwards
+    this process prepares none any longer: the connection leads to a pooler, or a type was altered.
     """
-    is_request = bool(g) and "database_deadline" in g
-    wanted = is_request and context.execution_options.get("prepare")
+    wanted = _in_request() and context.execution_options.get("prepare")
     if not (wanted and TimeLimitedConnection.prepares_writes):
         return False
     return execute_prepared(cursor, statement, parameters, context)
