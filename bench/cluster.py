@@ -229,6 +229,8 @@ class Cluster:
             if cursor.fetchone() != ("200",):
                 raise RuntimeError("PostgreSQL does not have the parameters of patroni.yml")
             cursor.execute(f"CREATE USER users PASSWORD '{PASSWORD}'")
+            cursor.execute(f"CREATE USER alone SUPERUSER PASSWORD '{PASSWORD}'")
+            cursor.execute("ALTER USER alone SET synchronous_commit = local")
             cursor.execute("CREATE DATABASE users OWNER users")
             cursor.execute("CREATE TABLE trial AS SELECT 0 AS number")
 

@@ -411,10 +411,10 @@ def _range(values: Iterable[float]) -> str:
 def costs(folder: Path, url: str, rounds: int) -> str:
     """Return the table of what waiting for the standby costs, in Markdown.
 
-    One server waits for the disk of a standby at each commit, the other for the disk of the
-    primary only. They take turns.
+    One server waits for the disk of a standby at each commit, the other, with the user `alone` of
+    the cluster, for the disk of the primary only. They take turns.
     """
-    alone = f"{url}{'&' if '?' in url else '?'}options=-csynchronous_commit%3Dlocal"
+    alone = url.replace("//users:", "//alone:")
     ratios: dict[str, list[float]] = {"login": [], "register": []}
     with serving(folder, [url, alone]) as ours:
         contenders = [servers.Server(servers.service(2, 16), each.port, 0) for each in ours]
