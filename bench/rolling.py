@@ -3,8 +3,8 @@
 Two servers run behind a proxy of deploy/ on one PostgreSQL. Clients register, log in, get their
 status, refresh and log out without pause, while the servers are restarted one after the other,
 first without changes and then through the steps of a rotation of SECRET_KEY. Before a server stops,
-it drains, as the unit of deploy/systemd has it. Every response that is
-not a success is a loss. Each request also claims another address, which no server may believe.
+it drains, as with the unit of deploy/systemd. Every response that is not a success is a loss. Each
+request also claims another address, which no server may believe.
 """
 
 import argparse

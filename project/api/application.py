@@ -82,8 +82,8 @@ class UsersService(OpenAPI):
         try:
             return super().dispatch_request()
         except DBAPIError as error:
-            in_time = time.monotonic() - began_at < REPEATED_WITHIN
-            if not (in_time or database.is_unprepared(error)) or not database.is_repeatable(error):
+            in_time = time.monotonic() - began_at < REPEATED_WITHIN or database.is_unprepared(error)
+            if not (in_time and database.is_repeatable(error)):
                 raise
         db.session.rollback()
         return super().dispatch_request()

@@ -276,8 +276,8 @@ def execute_prepared_write(
     prepare them, because they are repeated if that fails (`database.is_repeatable`). Afterwards
     this process prepares none any longer: the connection leads to a pooler, or a type was altered.
     """
-    wanted = _in_request() and context.execution_options.get("prepare")
-    if not (wanted and TimeLimitedConnection.prepares_writes):
+    wanted = context.execution_options.get("prepare") and TimeLimitedConnection.prepares_writes
+    if not (wanted and _in_request()):
         return False
     return execute_prepared(cursor, statement, parameters, context)
 

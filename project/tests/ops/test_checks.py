@@ -90,7 +90,7 @@ class TestCommand(unittest.TestCase):
         for line in lines[:-2]:
             self.assertRegex(line, r"\A(ok|note) +[A-Z].*\.\Z")
 
-    @unittest.skipUnless(ON_POSTGRESQL, "needs a PostgreSQL server")
+    @unittest.skipUnless(ON_POSTGRESQL, "only PostgreSQL has encodings that are not Unicode")
     def test_encoding(self) -> None:
         """A database with another encoding than UTF8 is wrong, also if every migration has run."""
         url = self.enterContext(scratch.database("ENCODING SQL_ASCII TEMPLATE template0"))
